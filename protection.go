@@ -1,0 +1,79 @@
+package switchback
+
+import "time"
+
+// Protection is one protected VM as the server knows it: independent axes,
+// never folded into one.
+type Protection struct {
+	ID   ProtectionID `json:"id"`
+	VM   VMUUID       `json:"vm_uuid"`
+	Name string       `json:"name"`
+	// Home is the site the VM belongs to; Source is where it is active (and
+	// replicated from, while protected); Target is the other one.
+	Home   SiteID `json:"home_site"`
+	Source SiteID `json:"source_site"`
+	Target SiteID `json:"target_site"`
+	// The agents that do the work at either end.
+	SourceAgent AgentID `json:"source_agent"`
+	TargetAgent AgentID `json:"target_agent"`
+
+	Phase Phase `json:"phase"`
+	// Epoch is the newest epoch minted; the active site is Source.
+	Epoch  Epoch  `json:"epoch"`
+	Policy Policy `json:"policy"`
+	// Disks as they were at the source when last looked at.
+	Disks []Disk `json:"disks"`
+	// Networks maps network names at home to names at the other site.
+	Networks map[string]string `json:"networks,omitempty"`
+	// Paused: replication is held on request.
+	Paused bool `json:"paused,omitempty"`
+	// Operation is the one that currently works on this VM, if any.
+	Operation OperationID `json:"operation,omitempty"`
+	// Switch says what a failover in progress or uncommitted rests on.
+	Switch *Switch `json:"switch,omitempty"`
+	// Seeds are disk files that a commit left behind as seed of the next
+	// reprotect, by site; removable.
+	Seeds map[SiteID][]Disk `json:"seeds,omitempty"`
+	// CreatedAt is when the VM was first protected.
+	CreatedAt time.Time `json:"created_at"`
+	// Version is raised by each write; a write with an old one is refused.
+	Version int64 `json:"version"`
+}
+
+// Switch is what a failover or failback that is not yet committed rests on.
+type Switch struct {
+	// From and To are the old and the new active site.
+	From SiteID `json:"from"`
+	To   SiteID `json:"to"`
+	// FromAgent and ToAgent do the work there.
+	FromAgent AgentID `json:"from_agent"`
+	ToAgent   AgentID `json:"to_agent"`
+	// Point is the state the VM was started from; Last is the newest one that
+	// existed, whose changes since Point are abandoned at commit.
+	Point Point `json:"point"`
+	Last  Point `json:"last"`
+	// Epoch is the new side's; PreviousEpoch the old side's.
+	Epoch         Epoch     `json:"epoch"`
+	PreviousEpoch Epoch     `json:"previous_epoch"`
+	StartedAt     time.Time `json:"started_at"`
+}
+
+// Homeward reports whether the direction of replication is towards home.
+func (p Protection) Homeward() bool { return p.Target == p.Home }
+
+// Severity orders conditions.
+type Severity string
+
+const (
+	SeverityWarning  Severity = "warning"
+	SeverityCritical Severity = "critical"
+)
+
+// Condition is one named thing that is wrong, with cause and remedy.
+type Condition struct {
+	Name     string    `json:"name"` // e.g. "target-out-of-space"
+	Severity Severity  `json:"severity"`
+	Cause    string    `json:"cause"`
+	Remedy   string    `json:"remedy"`
+	Since    time.Time `json:"since"`
+}
