@@ -1,0 +1,92 @@
+// Package journal keeps the recovery points of protected VMs at their target:
+// per VM a replica, which is one base image per disk and one immutable segment
+// file per point. A point is readable at once as its base overlaid by all
+// segments up to it (View); older points are folded into the base (Fold).
+//
+// # Guarantees
+//
+//   - A point that Receive returned is durable and complete; one that it did
+//     not return leaves nothing behind.
+//   - Content is checked end to end: the checksum made where the source
+//     gathered the bytes is checked by the receiver and again at every read.
+//     A mismatch is an error with CodeCorrupt that names segment, disk and
+//     range; it is never wrong data.
+//   - A crash at any write needs no repair. Intentions (fold, drop) are in the
+//     manifest before their first effect, and Open completes or forgets them.
+//   - Fold and DropAfter never take away what a pin needs.
+//
+// The caller owes: bases are created before they are used and written only
+// through the BaseWriters it passes; a view that must last is pinned before it
+// is opened.
+//
+// # A replica's directory
+//
+//	manifest.json               what the base stands for; see Manifest
+//	lock                        held with flock by the process that has it open
+//	segments/%016d.seg          one per point, named by its sequence
+//	segments/%016d-*.tmp        being received; removed at Open
+//	pins/NAME.json              one per pin
+//
+// manifest.json and pins are {"version", "checksum", "content"}: the checksum
+// is xxh3-128 (hexadecimal) of the compact JSON of content. They are replaced
+// by write-temp, fsync, rename, fsync directory.
+//
+// # A segment, version 1
+//
+// The same bytes on the wire and on disk. Integers are little-endian; a
+// uvarint is that of encoding/binary, a svarint its zigzag form. A sector is
+// 512 bytes; offsets, lengths and sizes on disks are multiples of it.
+//
+//	header
+//	   0   8  magic "SBSEGMNT"
+//	   8   4  version, 1
+//	  12   4  length M of the meta data, at most 1 MiB
+//	  16   M  meta data: Header as JSON
+//	16+M  16  xxh3-128 of the bytes before, big-endian
+//	frames, one after the other
+//	   0   1  'F'
+//	   1   1  codec: 0 none, 1 s2, 2 zstd
+//	   2   2  disk, an index into Header.Disks
+//	   4   1  raw length in sectors, less 1 (0..127: 512 bytes to 64 KiB)
+//	   5   3  stored length S in bytes (1..65536; the raw length for codec none)
+//	   8   8  low half of the checksum (xxh3-128 of the raw content)
+//	  16   S  stored bytes
+//	index
+//	   0   1  'I'
+//	   1   7  zero
+//	   8   8  packed length P
+//	  16   8  plain length: of the packed part when decompressed
+//	  24   8  number of frames F
+//	  32   P  packed part, zstd
+//	32+P 16F  checksums of the frames, 16 bytes each, big-endian
+//	footer
+//	   0   8  magic "SBSEGEND"
+//	   8   8  file offset of the index
+//	  16   8  length of the index, 32+P+16F
+//	  24   8  data bytes: sum of the raw lengths
+//	  32   8  zero bytes: sum of the zero extents
+//	  40  32  digest: BLAKE3-256 of header and index
+//	  72   8  xxh3-64 of the 72 bytes before
+//
+// The packed part of the index, decompressed, is in columns:
+//
+//	uvarint  number of disks D, that of the header
+//	F x 2    disk of each frame
+//	F x 1    codec of each frame
+//	F x 1    raw length of each frame in sectors, less 1
+//	F x 3    stored length of each frame
+//	D times, one list for each disk:
+//	  uvarint number of data extents; for each
+//	    svarint  sectors from the end of the extent before (0 for the first) to its start
+//	    uvarint  sectors in it
+//	  uvarint number of zero extents, and the same for each
+//
+// The frames of one disk, decompressed and put together, are its stream; its
+// data extents, in order, say where on the disk the bytes of the stream
+// belong. A frame may thus gather many scattered extents and an extent may
+// span frames. Extents of one disk never overlap, data or zero. Frames follow
+// each other without gap from the end of the header to the index, so their
+// file offsets are sums.
+//
+// Content is covered by the digest through the checksums in the index.
+package journal
