@@ -2,6 +2,7 @@ package libvirt
 
 import (
 	"context"
+	"os"
 	"time"
 
 	"github.com/beevik/etree"
@@ -47,8 +48,46 @@ func (d *Driver) BeginBackup(ctx context.Context, id switchback.VMUUID, spec hyp
 	if err != nil {
 		return wrap(op, err)
 	}
-	err = d.do(ctx, r, procBackupBegin, newArgs().domain(r).str(backup).optional(checkpoint).u32(0), nil)
-	return wrap(op, d.offIsConflict(ctx, r, err))
+	begin := newArgs().domain(r).str(backup).optional(checkpoint).u32(0)
+	err = d.do(ctx, r, procBackupBegin, begin, nil)
+	if isNumber(err, errInvalidArg) && d.clearScratch(ctx, r, spec) {
+		err = d.do(ctx, r, procBackupBegin, begin, nil)
+	}
+	return wrap(op, d.stateConflict(ctx, r, spec.Checkpoint, err))
+}
+
+// clearScratch removes scratch files that a killed QEMU left behind: libvirt
+// refuses to begin while they exist, and without their job they are of no
+// use. It reports whether it removed any. An image of the domain is never
+// removed, whatever the caller names as scratch.
+func (d *Driver) clearScratch(ctx context.Context, r domainRef, spec hypervisor.BackupSpec) bool {
+	text, err := d.xml(ctx, r, 0)
+	if err != nil {
+		return false
+	}
+	dom, err := parseDomain(text)
+	if err != nil {
+		return false
+	}
+	removed := false
+	for _, disk := range spec.Disks {
+		info, err := os.Lstat(disk.Scratch)
+		if err != nil || !info.Mode().IsRegular() {
+			continue
+		}
+		for _, used := range dom.Disks {
+			for _, path := range append([]string{used.Path}, used.Backing...) {
+				if other, err := os.Stat(path); err == nil && os.SameFile(info, other) {
+					return removed
+				}
+			}
+		}
+		removed = os.Remove(disk.Scratch) == nil || removed
+	}
+	if removed {
+		d.log.Info("removed scratch files of a dead backup job", "vm", r.vmUUID())
+	}
+	return removed
 }
 
 func checkBackup(spec hypervisor.BackupSpec) error {
@@ -119,10 +158,6 @@ func (d *Driver) EndBackup(ctx context.Context, id switchback.VMUUID) error {
 		return wrap(op, err)
 	}
 	return wrap(op, await(ctx, func() (bool, error) {
-		open, err := d.backup(ctx, r)
-		if err != nil || open {
-			return false, err
-		}
 		busy, err := d.job(ctx, r)
 		return !busy, err
 	}))
@@ -139,20 +174,33 @@ func (d *Driver) HasBackup(ctx context.Context, id switchback.VMUUID) (bool, err
 	return open, wrap(op, err)
 }
 
+// backup reports whether the domain's job is a backup. That there is a job is
+// asked first, because libvirtd logs an error for the other question when
+// there is none, and it would be asked in every cycle of every domain.
 func (d *Driver) backup(ctx context.Context, r domainRef) (bool, error) {
-	err := d.query(ctx, procBackupGetXMLDesc, newArgs().domain(r).u32(0), func(r *result) { r.str() })
+	busy, err := d.job(ctx, r)
+	if err != nil || !busy {
+		return false, err
+	}
+	err = d.query(ctx, procBackupGetXMLDesc, newArgs().domain(r).u32(0), func(r *result) { r.str() })
 	if isNumber(err, errNoBackup) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// offIsConflict gives an error that only says "not while it is off" the code
-// for a domain in the wrong state; libvirt uses several numbers for it.
-func (d *Driver) offIsConflict(ctx context.Context, r domainRef, err error) error {
-	if isNumber(err, errOperationUnsupported, errOperationInvalid) {
+// stateConflict finds out whether a call failed because of the state the domain
+// is in: that it is off, or that it has the checkpoint ("" = none was to be
+// made) already. libvirt uses general numbers for both.
+func (d *Driver) stateConflict(ctx context.Context, r domainRef, checkpoint string, err error) error {
+	switch {
+	case isNumber(err, errOperationUnsupported, errOperationInvalid):
 		if off, e := d.isOff(ctx, r); e == nil && off {
-			return conflict("the domain is off: %w", err)
+			return &switchback.Error{Code: switchback.CodeConflict, Message: "the domain is off", Err: err}
+		}
+	case isNumber(err, errOperationFailed) && checkpoint != "":
+		if _, e := d.checkpointXML(ctx, r, checkpoint, checkpointXMLNoDomain); e == nil {
+			return &switchback.Error{Code: switchback.CodeConflict, Message: "the domain has checkpoint " + checkpoint + " already", Err: err}
 		}
 	}
 	return err

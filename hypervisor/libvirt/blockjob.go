@@ -35,7 +35,7 @@ func (d *Driver) BlockCopy(ctx context.Context, id switchback.VMUUID, disk strin
 	// No typed parameters: bandwidth, granularity and buffer are left to QEMU.
 	a := newArgs().domain(r).str(disk).str(text).u32(0).u32(flags)
 	err = d.do(ctx, r, procDomainBlockCopy, a, nil)
-	return wrap(op, d.offIsConflict(ctx, r, err))
+	return wrap(op, d.stateConflict(ctx, r, "", err))
 }
 
 // copyXML describes the target. The cache and discard modes of the disk's
@@ -86,7 +86,7 @@ func (d *Driver) BlockCommit(ctx context.Context, id switchback.VMUUID, disk str
 	}
 	a := newArgs().domain(r).str(disk).optional(base).optional("").u64(0).u32(blockCommitActive)
 	err = d.do(ctx, r, procDomainBlockCommit, a, nil)
-	return wrap(op, d.offIsConflict(ctx, r, err))
+	return wrap(op, d.stateConflict(ctx, r, "", err))
 }
 
 // BlockJob returns the progress of a disk's block job.

@@ -28,7 +28,7 @@ func (d *Driver) CreateCheckpoint(ctx context.Context, id switchback.VMUUID, nam
 		return wrap(op, err)
 	}
 	err = d.do(ctx, r, procCheckpointCreateXML, newArgs().domain(r).str(text).u32(0), nil)
-	return wrap(op, d.offIsConflict(ctx, r, err))
+	return wrap(op, d.stateConflict(ctx, r, name, err))
 }
 
 // checkpointXML writes a checkpoint's description

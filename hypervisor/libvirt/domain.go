@@ -188,7 +188,7 @@ func (d *Driver) Define(ctx context.Context, definition string) (hypervisor.Doma
 	if err != nil {
 		// libvirt reports a clash of name and UUID as "operation failed".
 		if isNumber(err, errOperationFailed) {
-			err = conflict("%w", err)
+			err = &switchback.Error{Code: switchback.CodeConflict, Message: "the name or UUID is taken, or the host cannot take it", Err: err}
 		}
 		return hypervisor.Domain{}, wrap(op, err)
 	}

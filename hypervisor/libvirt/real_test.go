@@ -1,0 +1,277 @@
+package libvirt_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/hypervisor/conformance"
+	"github.com/switchback-dr/switchback/hypervisor/libvirt"
+	"github.com/switchback-dr/switchback/lab/site"
+	"github.com/switchback-dr/switchback/nbd"
+)
+
+// The tests here need root, libvirtd and QEMU, and fail without them: they
+// drive a real libvirtd in namespaces of its own, whose QEMUs run under TCG.
+
+// real is a site with its driver.
+type real struct {
+	site   *site.Site
+	driver *libvirt.Driver
+	dir    string // disks, sockets and scratch; short, for the sockets' sake
+	count  atomic.Int64
+}
+
+func startSite(t *testing.T) *real {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "lv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	s, err := site.Start(context.Background(), site.Config{
+		Name:            "lv-test",
+		Dir:             filepath.Join(dir, "site"),
+		CapabilityCache: filepath.Join(os.TempDir(), "switchback-test-capabilities"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, log := range []string{} {
+				if text, err := os.ReadFile(filepath.Join(s.HostPath("/var/log/libvirt"), log)); err == nil {
+					t.Logf("%s:\n%s", log, text)
+				}
+			}
+		}
+		if err := s.Destroy(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	d, err := libvirt.New(libvirt.Config{Socket: s.LibvirtSocket()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return &real{site: s, driver: d, dir: dir}
+}
+
+func (r *real) path(testing.TB) string {
+	return filepath.Join(r.dir, "f"+strconv.FormatInt(r.count.Add(1), 10))
+}
+
+func (r *real) run(t testing.TB, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+}
+
+func (r *real) image(t testing.TB, backing string) string {
+	t.Helper()
+	path := r.path(t)
+	args := []string{"create", "-q", "-f", "qcow2"}
+	if backing != "" {
+		args = append(args, "-F", "qcow2", "-b", backing)
+	}
+	r.run(t, "qemu-img", append(args, path, strconv.Itoa(conformance.DiskBytes))...)
+	return path
+}
+
+// bootSector is a whole operating system: it enables the ACPI power button,
+// says "!" on the first serial port, and when the button was pressed enters the
+// power state S5. The ports are those of QEMU's q35 under SeaBIOS.
+var bootSector = []byte{
+	0xba, 0x02, 0x06, //       mov dx, 0x602   PM1 enable
+	0xb8, 0x00, 0x01, //       mov ax, 0x100   power button
+	0xef,             //       out dx, ax
+	0xba, 0xf8, 0x03, //       mov dx, 0x3f8   COM1
+	0xb0, '!', //              mov al, '!'
+	0xee,             //       out dx, al
+	0xfb,             // wait: sti
+	0xf4,             //       hlt             until the next timer tick
+	0xba, 0x00, 0x06, //       mov dx, 0x600   PM1 status
+	0xed,             //       in ax, dx
+	0xf6, 0xc4, 0x01, //       test ah, 1      power button pressed?
+	0x74, 0xf5, //             jz wait
+	0xba, 0x04, 0x06, //       mov dx, 0x604   PM1 control
+	0xb8, 0x00, 0x20, //       mov ax, 0x2000  sleep enable, type S5
+	0xef,       //             out dx, ax
+	0xeb, 0xec, //             jmp wait
+}
+
+func (r *real) newVM(t testing.TB, vm conformance.VM) switchback.VMUUID {
+	t.Helper()
+	if len(vm.Disks) == 0 {
+		vm.Disks = []string{"vda"}
+	}
+	id := switchback.VMUUID(uuid.NewString())
+	var devices strings.Builder
+	for i, name := range vm.Disks {
+		backing := ""
+		if vm.Backed {
+			backing = r.image(t, "")
+		}
+		path := r.image(t, backing)
+		if vm.Reacts && i == 0 {
+			sector := make([]byte, 512)
+			copy(sector, bootSector)
+			sector[510], sector[511] = 0x55, 0xaa
+			boot := r.path(t)
+			if err := os.WriteFile(boot, sector, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r.run(t, "qemu-io", "-f", "qcow2", "-c", "write -s "+boot+" 0 512", path)
+		}
+		fmt.Fprintf(&devices, `
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' discard='unmap'/>
+      <source file='%s'/>
+      <target dev='%s' bus='virtio'/>
+      <alias name='ua-%s'/>
+    </disk>`, path, name, name)
+	}
+	if vm.Network {
+		fmt.Fprintf(&devices, "<interface type='network'><source network='%s'/><model type='virtio'/></interface>", conformance.Network)
+	}
+	definition := fmt.Sprintf(`<domain type='%s'>
+  <name>vm-%s</name>
+  <uuid>%s</uuid>
+  <memory unit='MiB'>32</memory>
+  <os><type arch='x86_64' machine='q35'>hvm</type></os>
+  <features><acpi/></features>
+  <on_poweroff>restart</on_poweroff>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='usb' model='none'/>
+    <disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk>%s
+    <serial type='file'><source path='%s'/></serial>
+    <memballoon model='none'/>
+  </devices>
+</domain>`, r.site.DomainType(), id[:8], id, devices.String(), r.console(id))
+	ctx := context.Background()
+	if _, err := r.driver.Define(ctx, definition); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		r.driver.Destroy(ctx, id)
+		r.driver.Undefine(ctx, id)
+	})
+	return id
+}
+
+func (r *real) console(id switchback.VMUUID) string { return filepath.Join(r.dir, string(id)) }
+
+func (r *real) boot(t testing.TB, id switchback.VMUUID) {
+	t.Helper()
+	for range 600 {
+		if text, _ := os.ReadFile(r.console(id)); bytes.Contains(text, []byte("!")) {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatal("the guest did not boot within 30 s")
+}
+
+func (r *real) write(t testing.TB, id switchback.VMUUID, disk string, off, length int64, pattern byte) {
+	t.Helper()
+	_, err := r.driver.Monitor(context.Background(), id,
+		`qemu-io -d /machine/peripheral/ua-%s/virtio-backend "write -P %d %d %d"`, disk, pattern, off, length)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (r *real) pid(t testing.TB, id switchback.VMUUID) int {
+	t.Helper()
+	d, err := r.driver.Domain(context.Background(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(r.site.HostPath("/run/libvirt"), "qemu", d.Name+".pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+func (r *real) kill(t testing.TB, id switchback.VMUUID) {
+	t.Helper()
+	if err := syscall.Kill(r.pid(t, id), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for range 600 {
+		d, err := r.driver.Domain(context.Background(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.State == hypervisor.StateOff {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("libvirt did not notice the death of QEMU within 6 s")
+}
+
+type export struct {
+	*nbd.Client
+	metaContext string
+}
+
+func (r *real) export(t testing.TB, socket, disk, metaContext string) conformance.Export {
+	t.Helper()
+	o := nbd.Options{Export: disk}
+	if metaContext != "" {
+		o.MetaContexts = []string{metaContext}
+	}
+	c, err := nbd.Dial(context.Background(), "unix", socket, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return export{c, metaContext}
+}
+
+func (e export) Dirty() ([]conformance.Range, error) {
+	extents, err := e.BlockStatus(context.Background(), e.metaContext, 0, e.Size())
+	if err != nil {
+		return nil, err
+	}
+	var out []conformance.Range
+	for _, x := range extents {
+		if x.Dirty() {
+			out = append(out, conformance.Range{Offset: x.Offset, Length: x.Length})
+		}
+	}
+	return out, nil
+}
+
+func (r *real) env() conformance.Env {
+	return conformance.Env{
+		NewVM: r.newVM, Write: r.write, Boot: r.boot, Kill: r.kill,
+		NewImage: r.image, Path: r.path, Export: r.export,
+	}
+}
+
+func TestConformance(t *testing.T) {
+	r := startSite(t)
+	conformance.Run(t, r.driver, r.env())
+}
