@@ -38,8 +38,9 @@ type VM struct {
 type Env struct {
 	// NewVM defines a machine and leaves it off.
 	NewVM func(t testing.TB, vm VM) switchback.VMUUID
-	// Write writes length bytes of the pattern as the guest would. The domain
-	// has a process, running or paused. off and length are multiples of Granularity.
+	// Write writes length bytes of the pattern as the guest would, durably. The
+	// domain has a process, running or paused. off and length are multiples of
+	// Granularity.
 	Write func(t testing.TB, uuid switchback.VMUUID, disk string, off, length int64, pattern byte)
 	// Boot returns when a machine that Reacts is ready to do so.
 	Boot func(t testing.TB, uuid switchback.VMUUID)

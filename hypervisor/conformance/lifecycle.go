@@ -89,8 +89,8 @@ func testDescribe(s *suite) {
 
 	backed := s.env.NewVM(s, VM{Backed: true})
 	s.must(s.h.Start(s.ctx, backed, true))
-	if d := s.domain(backed); len(d.Disks) == 0 || len(d.Disks[0].Backing) != 1 {
-		s.Errorf("the backing of a running domain's disk is not shown: %+v", d.Disks)
+	if d := s.disk(backed, "vda"); len(d.Backing) != 1 {
+		s.Errorf("the backing of a running domain's disk is not shown: %+v", d)
 	}
 }
 

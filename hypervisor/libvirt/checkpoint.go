@@ -123,7 +123,7 @@ func (d *Driver) DeleteCheckpoint(ctx context.Context, id switchback.VMUUID, nam
 	}
 	err = d.deleteCheckpoint(ctx, r, name, 0)
 	if err != nil && d.isBitmapGone(ctx, r, name, err) {
-		d.log.Info("dropping a checkpoint whose bitmap is out of reach", "vm", id, "checkpoint", name, "cause", err)
+		d.log.Debug("dropping a checkpoint whose bitmap is out of reach", "vm", id, "checkpoint", name, "cause", err)
 		err = d.deleteCheckpoint(ctx, r, name, checkpointDeleteMetadataOnly)
 	}
 	return wrap(op, err)
