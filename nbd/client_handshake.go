@@ -49,8 +49,7 @@ func List(ctx context.Context, network, addr string) ([]string, error) {
 
 const (
 	maxExportsListed = 1 << 16
-	// maxRepliesIgnored bounds the replies of kinds not known here that one
-	// option may be answered with.
+	// maxReplies bounds the replies that one option may be answered with.
 	maxReplies = maxExportsListed + 16
 )
 

@@ -288,13 +288,17 @@ func TestCloseEndsServerSide(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill() })
+	c, err := Dial(t.Context(), "unix", socket, Options{})
 	for range 1000 {
-		if _, err := os.Stat(socket); err == nil {
+		if err == nil {
 			break
 		}
 		time.Sleep(3 * time.Millisecond)
+		c, err = Dial(t.Context(), "unix", socket, Options{})
 	}
-	c := dial(t, socket, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
 		if err := c.Close(); err != nil {
 			t.Fatal(err)

@@ -198,5 +198,8 @@ func (c *Client) wait(ctx context.Context, o *op, submitErr error) ([]Extent, er
 func (o *op) result() ([]Extent, error) {
 	extents, err := o.extents, o.err
 	o.recycle()
-	return extents, err
+	if err != nil {
+		return nil, err
+	}
+	return extents, nil
 }
