@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/switchback-dr/switchback/lab/guest/manifest"
 )
@@ -18,6 +19,9 @@ const (
 	Slots        = 4096
 	DirtyOffset  = RecordOffset + 64<<20
 )
+
+// fakeTime is what e2fsprogs takes for now, so that equal disks are equal.
+const fakeTime = "1700000000"
 
 // Content says what MakeDisk puts on a disk.
 type Content struct {
@@ -63,10 +67,13 @@ func MakeDisk(ctx context.Context, path string, size int64, c Content) (err erro
 			return err
 		}
 		id := fmt.Sprintf("%08x-0000-4000-8000-%012x", uint32(c.Seed>>32), c.Seed&0xffffffffffff)
-		_, err := run(ctx, "", "env", "E2FSPROGS_FAKE_TIME=1700000000", "SOURCE_DATE_EPOCH=1700000000",
-			"mkfs.ext4", "-q", "-F", "-b", "4096", "-U", id, "-E", "hash_seed="+id+",lazy_itable_init=0,nodiscard,root_owner=0:0", "-O", "^has_journal,^metadata_csum_seed",
+		_, err := run(ctx, "", "env", "E2FSPROGS_FAKE_TIME="+fakeTime,
+			"mkfs.ext4", "-q", "-F", "-b", "4096", "-U", id, "-E", "hash_seed="+id+",lazy_itable_init=0,nodiscard,root_owner=0:0", "-J", "size=4",
 			"-d", tree, raw, fmt.Sprint(fsBytes/4096))
 		if err != nil {
+			return err
+		}
+		if err := fixTimes(ctx, dir, raw, tree); err != nil {
 			return err
 		}
 	}
@@ -77,8 +84,37 @@ func MakeDisk(ctx context.Context, path string, size int64, c Content) (err erro
 	return err
 }
 
+// fixTimes gives all files of the file system one time. mkfs copies the times of
+// the tree, and a file's change time cannot be set in the tree itself.
+func fixTimes(ctx context.Context, dir, raw, tree string) error {
+	files, err := os.ReadDir(tree)
+	if err != nil {
+		return err
+	}
+	var script strings.Builder
+	for _, name := range append([]string{""}, names(files)...) {
+		for _, field := range []string{"atime", "mtime", "ctime"} {
+			fmt.Fprintf(&script, "set_inode_field /%s %s @%s\n", name, field, fakeTime)
+			fmt.Fprintf(&script, "set_inode_field /%s %s_extra 0\n", name, field)
+		}
+	}
+	cmds := filepath.Join(dir, "times")
+	if err := os.WriteFile(cmds, []byte(script.String()), 0o644); err != nil {
+		return err
+	}
+	_, err = run(ctx, "", "env", "E2FSPROGS_FAKE_TIME="+fakeTime, "debugfs", "-w", "-f", cmds, raw)
+	return err
+}
+
+func names(es []os.DirEntry) (ns []string) {
+	for _, e := range es {
+		ns = append(ns, e.Name())
+	}
+	return ns
+}
+
 // makeFiles writes files of up to 8 MiB, some compressible and some not, and
-// their manifest. Times are fixed, since mkfs copies them.
+// their manifest.
 func makeFiles(dir string, total int64, seed uint64) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
