@@ -129,3 +129,6 @@ func decompress(raw, stored []byte, c Codec) error {
 	}
 	return fmt.Errorf("unknown %v", c)
 }
+
+// storedPool holds buffers for the stored form of a frame.
+var storedPool = sync.Pool{New: func() any { return new([maxFrame]byte) }}

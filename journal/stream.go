@@ -22,6 +22,9 @@ type segmentStream struct {
 	offset int64
 	frames []frame // that passed
 	raw    []byte
+	// keep, if set, is given the content of each frame that passed; raw is only
+	// valid during the call.
+	keep func(disk int, raw []byte) error
 }
 
 // openStream reads the header.
@@ -186,5 +189,10 @@ func (s *segmentStream) frame(record []byte) (int, error) {
 		return 0, corrupt("disk %s: frame %d at byte %d of the segment does not match its checksum", disk, len(s.frames), at)
 	}
 	s.frames = append(s.frames, f)
+	if s.keep != nil {
+		if err := s.keep(int(f.disk), raw); err != nil {
+			return 0, err
+		}
+	}
 	return end, nil
 }

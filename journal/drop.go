@@ -1,0 +1,87 @@
+package journal
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/switchback-dr/switchback"
+)
+
+// DropAfter durably deletes all points after seq, and segments that follow them
+// damaged. Once it returned without error they are gone even after a crash; a
+// crash on the way leaves all of them or none. It is refused while one is pinned.
+func (r *Replica) DropAfter(seq switchback.Sequence) error {
+	r.maintenance.Lock()
+	defer r.maintenance.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.checkReadable(seq); err != nil {
+		return err
+	}
+	for _, p := range r.sortedPins() {
+		if p.Sequence > seq || p.Damaged {
+			return pinned(p, "dropping points after %d", seq)
+		}
+	}
+	if r.head().point.Sequence == seq && len(r.broken) == 0 {
+		return nil
+	}
+	if err := r.update(func(m *Manifest) { m.Dropping = &seq }); err != nil {
+		return err
+	}
+	return r.finishDrop()
+}
+
+func pinned(p Pin, format string, args ...any) error {
+	if p.Damaged {
+		return switchback.Errorf(switchback.CodeRefused, format+": pin %s cannot be read", append(args, p.Name)...).
+			WithHint("remove the pin when nothing uses it")
+	}
+	return switchback.Errorf(switchback.CodeRefused, format+": pin %s needs point %d", append(args, p.Name, p.Sequence)...).
+		WithHint("end what holds the pin first")
+}
+
+// finishDrop does what Manifest.Dropping says. The caller holds r.mu, or is Open.
+func (r *Replica) finishDrop() error {
+	if r.manifest.Dropping == nil {
+		return nil
+	}
+	seq := *r.manifest.Dropping
+	r.segments = slices.DeleteFunc(r.segments, func(s segmentInfo) bool { return s.point.Sequence > seq })
+	r.broken = slices.DeleteFunc(r.broken, func(d Damage) bool { return d.Segment > seq })
+	if err := r.removeSegments(func(s switchback.Sequence) bool { return s > seq }); err != nil {
+		return err
+	}
+	return r.update(func(m *Manifest) { m.Dropping = nil })
+}
+
+// removeFolded deletes segments that the base contains.
+func (r *Replica) removeFolded() error {
+	base := r.manifest.Base.Sequence
+	return r.removeSegments(func(s switchback.Sequence) bool { return s <= base })
+}
+
+// removeSegments durably deletes segment files, newest first.
+func (r *Replica) removeSegments(which func(switchback.Sequence) bool) error {
+	sequences, err := listSegments(r.dir)
+	if err != nil {
+		return err
+	}
+	slices.Reverse(sequences)
+	removed := false
+	for _, seq := range sequences {
+		if !which(seq) {
+			continue
+		}
+		if err := r.fs.remove(segmentPath(r.dir, seq)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fault(err, "remove segment %d", seq)
+		}
+		removed = true
+	}
+	if removed {
+		return fault(r.fs.syncDir(filepath.Join(r.dir, segmentDir)), "remove segments")
+	}
+	return nil
+}

@@ -1,0 +1,460 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/extent"
+)
+
+// Options are the tunable limits of a replica. The zero value has the defaults.
+type Options struct {
+	// ReserveBytes is how much of the file system stays free: Receive refuses
+	// to go below. 0 means 64 MiB, a negative value none.
+	ReserveBytes int64
+
+	fs fileSystem
+}
+
+func (o Options) withDefaults() Options {
+	if o.ReserveBytes == 0 {
+		o.ReserveBytes = 64 << 20
+	}
+	if o.fs == nil {
+		o.fs = osFileSystem{}
+	}
+	return o
+}
+
+// Replica is the recovery points of one protected VM, open for writing by this
+// process alone. Its methods may be called concurrently: points can be received
+// while a fold runs.
+type Replica struct {
+	dir  string
+	opts Options
+	fs   fileSystem
+	lock *os.File
+
+	// maintenance is held by Fold, DropAfter and seeding, whole runs of them.
+	maintenance sync.Mutex
+
+	mu       sync.Mutex // guards the rest; held over manifest writes
+	manifest Manifest
+	segments []segmentInfo // continue the base, ascending
+	broken   []Damage      // segments that are there but do not continue it
+	pins     map[string]Pin
+	temps    uint64 // names temporary files
+	closed   bool
+}
+
+// segmentInfo is what is kept in memory of a closed segment.
+type segmentInfo struct {
+	point switchback.Point
+	disks []DiskGeometry
+}
+
+// Create makes a new replica in dir, which must not exist or be empty, and
+// opens it. The base images are made by the caller.
+func Create(dir string, spec Spec) (*Replica, error) { return Options{}.Create(dir, spec) }
+
+// Open opens the replica in dir for this process alone; it completes what a
+// crash left. A replica that is open elsewhere is refused with CodeConflict. A
+// damaged segment does not prevent it: points before it are there, and Damaged
+// names it.
+func Open(dir string) (*Replica, error) { return Options{}.Open(dir) }
+
+func manifestPath(dir string) string { return filepath.Join(dir, "manifest.json") }
+
+// Create is the function Create with these options.
+func (o Options) Create(dir string, spec Spec) (*Replica, error) {
+	o = o.withDefaults()
+	if err := spec.validate(); err != nil {
+		return nil, err
+	}
+	if entries, err := os.ReadDir(dir); err == nil {
+		for _, e := range entries {
+			if e.Name() == "manifest.json" {
+				return nil, switchback.Errorf(switchback.CodeConflict, "%s holds a replica already", dir).WithHint("open or remove it")
+			}
+			switch e.Name() { // what a crashed Create may have left
+			case "lock", segmentDir, pinDir, "manifest.json.tmp":
+			default:
+				return nil, switchback.Errorf(switchback.CodeConflict, "%s is not empty: it holds %s", dir, e.Name())
+			}
+		}
+	}
+	for _, d := range []string{dir, filepath.Join(dir, segmentDir), filepath.Join(dir, pinDir)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fault(err, "create replica")
+		}
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	r := &Replica{dir: dir, opts: o, fs: o.fs, lock: lock, pins: map[string]Pin{}}
+	r.manifest = Manifest{Spec: spec, Seeding: !spec.BaseIsOriginal}
+	r.manifest.Base = switchback.Point{Protection: spec.Protection, Epoch: spec.Epoch}
+	err = writeDocument(r.fs, manifestPath(dir), r.manifest)
+	if err == nil {
+		err = fault(r.fs.syncDir(filepath.Dir(dir)), "create replica")
+	}
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// lockDir takes the exclusive lock of a replica.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fault(err, "lock replica")
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		holder := make([]byte, 32)
+		n, _ := f.ReadAt(holder, 0)
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, switchback.Errorf(switchback.CodeConflict, "replica %s is open already, by process %s", dir, strings.TrimSpace(string(holder[:n]))).
+				WithHint("only one agent may have a replica open; stop the other one")
+		}
+		return nil, fault(err, "lock replica")
+	}
+	f.Truncate(0) // the number is for people only
+	f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
+	return f, nil
+}
+
+// readManifest reads and validates the manifest in dir.
+func readManifest(dir string) (Manifest, error) {
+	var m Manifest
+	if err := readDocument(manifestPath(dir), &m); err != nil {
+		return m, err
+	}
+	if err := m.Spec.validate(); err != nil {
+		return m, corrupt("%s: %w", manifestPath(dir), err)
+	}
+	return m, nil
+}
+
+// Open is the function Open with these options.
+func (o Options) Open(dir string) (*Replica, error) {
+	o = o.withDefaults()
+	if _, err := os.Stat(manifestPath(dir)); errors.Is(err, os.ErrNotExist) {
+		return nil, switchback.Errorf(switchback.CodeNotFound, "no replica in %s", dir)
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	r := &Replica{dir: dir, opts: o, fs: o.fs, lock: lock}
+	if err := r.load(); err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *Replica) load() (err error) {
+	if r.manifest, err = readManifest(r.dir); err != nil {
+		return err
+	}
+	for _, d := range []string{".", segmentDir, pinDir} {
+		if err := r.removeTemps(filepath.Join(r.dir, d)); err != nil {
+			return err
+		}
+	}
+	if r.pins, err = readPins(r.dir); err != nil {
+		return err
+	}
+	if err := r.finishDrop(); err != nil {
+		return err
+	}
+	if err := r.removeFolded(); err != nil {
+		return err
+	}
+	sequences, err := listSegments(r.dir)
+	if err != nil {
+		return err
+	}
+	last := r.manifest.Base
+	for _, seq := range sequences {
+		path := segmentPath(r.dir, seq)
+		s, err := openSegment(path, seq)
+		if err != nil {
+			var d Damage
+			if !errors.As(err, &d) {
+				return fault(err, "open segment %d", seq)
+			}
+			r.broken = append(r.broken, d)
+			continue
+		}
+		s.close()
+		if len(r.broken) > 0 || seq != last.Sequence+1 || s.header.Parent != last.Digest {
+			r.broken = append(r.broken, Damage{Segment: seq, File: path,
+				Reason: fmt.Sprintf("continues %s, but the point before is %d, %s", shortDigest(s.header.Parent), last.Sequence, shortDigest(last.Digest))})
+			continue
+		}
+		r.segments = append(r.segments, segmentInfo{s.point, s.header.Disks})
+		last = s.point
+	}
+	return nil
+}
+
+// listSegments returns the sequences of the segment files in dir, ascending.
+func listSegments(dir string) ([]switchback.Sequence, error) {
+	entries, err := os.ReadDir(filepath.Join(dir, segmentDir))
+	if err != nil {
+		return nil, fault(err, "list segments")
+	}
+	var out []switchback.Sequence
+	for _, e := range entries {
+		if seq, ok := segmentSequence(e.Name()); ok {
+			out = append(out, seq)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+func (r *Replica) removeTemps(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fault(err, "list %s", dir)
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), tempSuffix) {
+			if err := r.fs.remove(filepath.Join(dir, e.Name())); err != nil {
+				return fault(err, "remove what a crash left")
+			}
+		}
+	}
+	return nil
+}
+
+// Close releases the replica. Running calls must have returned.
+func (r *Replica) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil
+	}
+	r.closed = true
+	return r.lock.Close()
+}
+
+// Dir returns the directory of the replica, as OpenView wants it.
+func (r *Replica) Dir() string { return r.dir }
+
+// Manifest returns a copy of the manifest.
+func (r *Replica) Manifest() Manifest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.manifest.clone()
+}
+
+// Points returns the points that can be read, oldest first: the base's if it
+// stands for one, then one for each segment.
+func (r *Replica) Points() []switchback.Point {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.points()
+}
+
+func (r *Replica) points() []switchback.Point {
+	var out []switchback.Point
+	if r.manifest.Base.Sequence > 0 && r.manifest.Folding == 0 {
+		out = append(out, r.manifest.Base)
+	}
+	for _, s := range r.segments {
+		if s.point.Sequence >= r.manifest.Folding {
+			out = append(out, s.point)
+		}
+	}
+	return out
+}
+
+// Head returns the newest point; its Sequence is 0 when there is none. The next
+// segment continues it.
+func (r *Replica) Head() switchback.Point {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.head().point
+}
+
+func (r *Replica) head() segmentInfo {
+	if n := len(r.segments); n > 0 {
+		return r.segments[n-1]
+	}
+	return segmentInfo{r.manifest.Base, r.manifest.geometry()}
+}
+
+// Damaged names segments that are there but cannot be points, because they are
+// damaged or follow one that is. While there are any, Receive is refused;
+// DropAfter(Head().Sequence) removes them.
+func (r *Replica) Damaged() []Damage {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.broken)
+}
+
+// update changes the manifest durably. The caller holds r.mu.
+func (r *Replica) update(change func(*Manifest)) error {
+	if r.closed {
+		return switchback.Errorf(switchback.CodeInternal, "replica is closed")
+	}
+	next := r.manifest.clone()
+	change(&next)
+	if err := writeDocument(r.fs, manifestPath(r.dir), next); err != nil {
+		return err
+	}
+	r.manifest = next
+	return nil
+}
+
+// SetEpoch durably raises the epoch; from then on older ones are refused. The
+// present one is accepted without effect.
+func (r *Replica) SetEpoch(e switchback.Epoch) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.setEpoch(e)
+}
+
+func (r *Replica) setEpoch(e switchback.Epoch) error {
+	if err := r.checkEpoch(e); err != nil || e == r.manifest.Epoch {
+		return err
+	}
+	return r.update(func(m *Manifest) { m.Epoch = e })
+}
+
+func (r *Replica) checkEpoch(e switchback.Epoch) error {
+	if e < r.manifest.Epoch {
+		return switchback.Errorf(switchback.CodeStaleEpoch, "epoch %d is over; replica %s is in epoch %d", e, r.manifest.Protection, r.manifest.Epoch).
+			WithHint("the active site of this VM has changed; the sender must stop")
+	}
+	return nil
+}
+
+// SetRetentionFrozen durably freezes or unfreezes retention; see PlanRetention.
+func (r *Replica) SetRetentionFrozen(frozen bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.manifest.RetentionFrozen == frozen {
+		return nil
+	}
+	return r.update(func(m *Manifest) { m.RetentionFrozen = frozen })
+}
+
+// SetDisk names the base of a disk that the VM has got since (the file must
+// exist before the fold that reaches it), or moves the base of one it has. The
+// size is taken only for a new disk.
+func (r *Replica) SetDisk(d ReplicaDisk) error {
+	if err := d.validate(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	spec := r.manifest.clone()
+	if old := spec.disk(d.Name); old != nil {
+		old.BasePath, old.BaseFormat = d.BasePath, d.BaseFormat
+	} else {
+		d.Absent = true
+		spec.Disks = append(spec.Disks, d)
+	}
+	if err := spec.Spec.validate(); err != nil {
+		return err
+	}
+	return r.update(func(m *Manifest) { m.Disks = spec.Disks })
+}
+
+// ChangedAfter returns, by disk name, what the segments after seq change: where
+// the head may differ from the point seq.
+func (r *Replica) ChangedAfter(seq switchback.Sequence) (map[string]extent.Set, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.checkReadable(seq); err != nil {
+		return nil, err
+	}
+	out := map[string]extent.Set{}
+	for _, info := range r.segments {
+		if info.point.Sequence <= seq {
+			continue
+		}
+		s, err := openSegment(segmentPath(r.dir, info.point.Sequence), info.point.Sequence)
+		if err != nil {
+			return nil, fault(err, "open segment %d", info.point.Sequence)
+		}
+		err = s.loadIndex()
+		s.close()
+		if err != nil {
+			return nil, err
+		}
+		for i, d := range s.header.Disks {
+			out[d.Name] = out[d.Name].Union(s.index.changed(i))
+		}
+	}
+	return out, nil
+}
+
+// checkReadable reports whether the state seq can be read.
+func (r *Replica) checkReadable(seq switchback.Sequence) error {
+	if r.manifest.Seeding {
+		return switchback.Errorf(switchback.CodeRefused, "replica %s is being seeded: it has no point yet", r.manifest.Protection).
+			WithHint("wait for the first point")
+	}
+	oldest, head := r.manifest.oldest(), r.head().point.Sequence
+	if seq < oldest || seq > head {
+		return switchback.Errorf(switchback.CodeNotFound, "replica %s has no point %d; it has %d to %d", r.manifest.Protection, seq, oldest, head)
+	}
+	return nil
+}
+
+// Remove deletes the replica in dir: manifest, segments, pins, not the bases.
+// It is refused while the replica is open or pinned, and does nothing when
+// there is none.
+func Remove(dir string) error {
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	pins, err := readPins(dir)
+	if err != nil {
+		return err
+	}
+	for _, p := range pins {
+		return switchback.Errorf(switchback.CodeRefused, "replica %s is pinned at point %d by %s", dir, p.Sequence, p.Name).
+			WithHint("end what uses it first")
+	}
+	// The manifest goes first, so that a crash leaves no half of a replica.
+	fs := osFileSystem{}
+	err = fs.remove(manifestPath(dir))
+	if err == nil {
+		err = fs.syncDir(dir)
+	} else if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	for _, name := range []string{segmentDir, pinDir, "manifest.json.tmp", "lock"} {
+		if err == nil {
+			err = os.RemoveAll(filepath.Join(dir, name))
+		}
+	}
+	if err != nil {
+		return fault(err, "remove replica %s", dir)
+	}
+	os.Remove(dir) // stays when somebody else keeps files in it
+	return nil
+}

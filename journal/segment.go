@@ -1,0 +1,231 @@
+package journal
+
+import (
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/zeebo/xxh3"
+
+	"github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/extent"
+)
+
+// Damage is one place where stored data is not what it must be. It is the
+// cause (errors.As) of errors with CodeCorrupt that come from stored segments.
+type Damage struct {
+	// Segment is the sequence of the damaged segment; File is its path.
+	Segment switchback.Sequence `json:"segment"`
+	File    string              `json:"file"`
+	// Disk and Ranges say whose bytes are affected; Disk is empty when the
+	// whole segment is.
+	Disk   string         `json:"disk,omitempty"`
+	Ranges []extent.Range `json:"ranges,omitempty"`
+	Reason string         `json:"reason"`
+}
+
+func (d Damage) Error() string {
+	where := fmt.Sprintf("segment %d (%s)", d.Segment, d.File)
+	if d.Disk != "" {
+		where += ", disk " + d.Disk
+		for i, r := range d.Ranges {
+			if i == 4 {
+				where += fmt.Sprintf(" and %d more ranges", len(d.Ranges)-i)
+				break
+			}
+			where += " " + r.String()
+		}
+	}
+	return where + ": " + d.Reason
+}
+
+// corrupt wraps d in an Error.
+func (d Damage) corrupt() error {
+	return &switchback.Error{Code: switchback.CodeCorrupt, Err: d,
+		Hint: "points from this one on cannot be trusted in this range; older ones can; a resync repairs newer ones"}
+}
+
+const (
+	segmentDir    = "segments"
+	segmentSuffix = ".seg"
+	tempSuffix    = ".tmp"
+)
+
+func segmentPath(dir string, seq switchback.Sequence) string {
+	return filepath.Join(dir, segmentDir, fmt.Sprintf("%016d%s", seq, segmentSuffix))
+}
+
+// segmentSequence returns the sequence in a segment's file name.
+func segmentSequence(name string) (switchback.Sequence, bool) {
+	base, ok := strings.CutSuffix(name, segmentSuffix)
+	if !ok || len(base) < 16 {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(base, 10, 64)
+	return switchback.Sequence(n), err == nil
+}
+
+// segment is a segment file that is open for reading. It stays readable after
+// the file is removed.
+type segment struct {
+	path   string
+	file   *os.File
+	head   []byte
+	header Header
+	foot   footer
+	size   int64
+	point  switchback.Point
+	index  *index // nil until loadIndex
+}
+
+// openSegment opens a segment and reads header and footer, not the index.
+func openSegment(path string, seq switchback.Sequence) (*segment, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &segment{path: path, file: f}
+	if err := s.readEnds(seq); err != nil {
+		f.Close()
+		if switchback.CodeOf(err) == switchback.CodeCorrupt {
+			return nil, Damage{Segment: seq, File: path, Reason: err.Error()}.corrupt()
+		}
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *segment) readEnds(seq switchback.Sequence) error {
+	st, err := s.file.Stat()
+	if err != nil {
+		return err
+	}
+	s.size = st.Size()
+	fixed := make([]byte, headerFixed)
+	if err := s.readAt(fixed, 0); err != nil {
+		return err
+	}
+	n, err := headerLength(fixed)
+	if err != nil {
+		return err
+	}
+	s.head = make([]byte, n)
+	if err := s.readAt(s.head, 0); err != nil {
+		return err
+	}
+	if s.header, err = decodeHeader(s.head); err != nil {
+		return err
+	}
+	if s.header.Sequence != seq || s.header.Seed {
+		return corrupt("the file holds segment %d", s.header.Sequence)
+	}
+	end := make([]byte, footerSize)
+	if err := s.readAt(end, s.size-footerSize); err != nil {
+		return err
+	}
+	if s.foot, err = decodeFooter(end, s.size); err != nil {
+		return err
+	}
+	if s.foot.indexOffset < int64(len(s.head)) {
+		return corrupt("segment index begins inside the header")
+	}
+	s.point = s.header.Point(s.foot.summary(s.size))
+	return nil
+}
+
+// readAt reads len(b) bytes; a file that is too short is corrupt.
+func (s *segment) readAt(b []byte, off int64) error {
+	if off < 0 || off+int64(len(b)) > s.size {
+		return corrupt("the file has only %d bytes", s.size)
+	}
+	n, err := s.file.ReadAt(b, off)
+	if n == len(b) {
+		return nil
+	}
+	return corrupt("read %d bytes at %d: %w", len(b), off, err)
+}
+
+// loadIndex reads and verifies the index.
+func (s *segment) loadIndex() error {
+	if s.index != nil {
+		return nil
+	}
+	err := func() error {
+		packed := make([]byte, s.foot.indexLength)
+		if err := s.readAt(packed, s.foot.indexOffset); err != nil {
+			return err
+		}
+		if got := digest(s.head, packed); got != s.foot.digest {
+			return corrupt("header and index have digest %x, want %x", got[:6], s.foot.digest[:6])
+		}
+		ix, err := decodeIndex(packed, int64(len(s.head)), s.foot.indexOffset, s.header.Disks)
+		if err != nil {
+			return err
+		}
+		if err := s.foot.matches(s.head, packed, ix, s.foot.indexOffset); err != nil {
+			return err
+		}
+		s.index = ix
+		return nil
+	}()
+	if err != nil {
+		return Damage{Segment: s.header.Sequence, File: s.path, Reason: err.Error()}.corrupt()
+	}
+	return nil
+}
+
+// load reads frame n into raw, whose length is that of the frame, and verifies it.
+func (s *segment) load(n uint32, raw []byte) error {
+	f := &s.index.frames[n]
+	stored := storedPool.Get().(*[maxFrame]byte)
+	defer storedPool.Put(stored)
+	err := s.readAt(stored[:f.stored], f.offset)
+	if err == nil {
+		err = decompress(raw, stored[:f.stored], f.codec)
+	}
+	if err != nil {
+		return s.frameDamage(n, err.Error())
+	}
+	if xxh3.Hash128(raw).Bytes() != f.sum {
+		return s.frameDamage(n, "content does not match its checksum "+hex.EncodeToString(f.sum[:4]))
+	}
+	return nil
+}
+
+// frameDamage names the ranges that frame n holds.
+func (s *segment) frameDamage(n uint32, reason string) error {
+	f := &s.index.frames[n]
+	d := &s.index.disks[f.disk]
+	var start int64
+	for i, m := range d.frames {
+		if m == n {
+			start = d.starts[i]
+		}
+	}
+	end := start + int64(f.rawLength())
+	damage := Damage{Segment: s.header.Sequence, File: s.path, Disk: s.header.Disks[f.disk].Name, Reason: reason}
+	var pos int64
+	for _, r := range d.data {
+		from, to := max(start, pos), min(end, pos+r.Length)
+		if from < to {
+			damage.Ranges = append(damage.Ranges, extent.Range{Offset: r.Offset + from - pos, Length: to - from})
+		}
+		pos += r.Length
+	}
+	return damage.corrupt()
+}
+
+// disk returns the number of the disk called name in this segment, or -1.
+func (s *segment) disk(name string) int {
+	for i, d := range s.header.Disks {
+		if d.Name == name {
+			return i
+		}
+	}
+	return -1
+}
+
+func (s *segment) close() { s.file.Close() }
