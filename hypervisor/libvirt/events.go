@@ -115,11 +115,26 @@ type event struct {
 }
 
 // diskOf finds the target name of the disk that an I/O error names by its
-// alias and path; "" when it cannot be found any more.
+// alias and path; "" when it cannot be found any more. Where a backup job's
+// filter node saw the error first, libvirt 9.0 names no disk at all: then it is
+// asked which disks the guest is paused for.
 func (d *Driver) diskOf(ctx context.Context, e event) string {
 	r, err := ref(e.UUID)
 	if err != nil {
 		return ""
+	}
+	if e.alias == "" && e.path == "" {
+		var disk string
+		a := newArgs().domain(r).u32(maxDiskErrors).u32(0)
+		err := d.do(ctx, r, procDomainGetDiskErrors, a, func(r *result) {
+			if r.count(maxDiskErrors, 8) > 0 {
+				disk = r.str()
+			}
+		})
+		if err != nil {
+			return ""
+		}
+		return disk
 	}
 	text, err := d.xml(ctx, r, 0)
 	if err != nil {

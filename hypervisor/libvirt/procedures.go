@@ -38,6 +38,7 @@ var (
 	procDomainBlockJobAbort    = remote(237, "DomainBlockJobAbort")
 	procDomainGetBlockJobInfo  = remote(238, "DomainGetBlockJobInfo")
 	procDomainShutdownFlags    = remote(258, "DomainShutdownFlags")
+	procDomainGetDiskErrors    = remote(263, "DomainGetDiskErrors")
 	procConnectListAllDomains  = remote(273, "ConnectListAllDomains")
 	procDomainBlockCommit      = remote(290, "DomainBlockCommit")
 	procEventRegisterAny       = remote(316, "ConnectDomainEventCallbackRegisterAny")

@@ -20,6 +20,7 @@ import (
 	"github.com/switchback-dr/switchback/hypervisor"
 	"github.com/switchback-dr/switchback/hypervisor/conformance"
 	"github.com/switchback-dr/switchback/hypervisor/libvirt"
+	"github.com/switchback-dr/switchback/lab/guest"
 	"github.com/switchback-dr/switchback/lab/site"
 	"github.com/switchback-dr/switchback/nbd"
 )
@@ -42,6 +43,11 @@ func startSite(t *testing.T) *real {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	return startSiteIn(t, dir)
+}
+
+func startSiteIn(t *testing.T, dir string) *real {
+	t.Helper()
 	s, err := site.Start(context.Background(), site.Config{
 		Name:            "lv-test",
 		Dir:             filepath.Join(dir, "site"),
@@ -85,10 +91,23 @@ func (r *real) image(t testing.TB, backing string) string {
 	return path
 }
 
-// bootSector is a whole operating system: it enables the ACPI power button,
+// install writes a boot sector to an image.
+func (r *real) install(t testing.TB, image string, code []byte) {
+	t.Helper()
+	sector := make([]byte, 512)
+	copy(sector, code)
+	sector[510], sector[511] = 0x55, 0xaa
+	boot := r.path(t)
+	if err := os.WriteFile(boot, sector, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.run(t, "qemu-io", "-f", "qcow2", "-c", "write -s "+boot+" 0 512", image)
+}
+
+// shutdownGuest is a whole operating system: it enables the ACPI power button,
 // says "!" on the first serial port, and when the button was pressed enters the
 // power state S5. The ports are those of QEMU's q35 under SeaBIOS.
-var bootSector = []byte{
+var shutdownGuest = []byte{
 	0xba, 0x02, 0x06, //       mov dx, 0x602   PM1 enable
 	0xb8, 0x00, 0x01, //       mov ax, 0x100   power button
 	0xef,             //       out dx, ax
@@ -107,6 +126,24 @@ var bootSector = []byte{
 	0xeb, 0xec, //             jmp wait
 }
 
+// writingGuest writes one sector into every 64 KiB of its 8 MiB disk, again
+// and again. At 0x40 lies the packet for the BIOS's extended write.
+var writingGuest = append([]byte{
+	0x31, 0xc0, //                         xor ax, ax
+	0x8e, 0xd8, //                         mov ds, ax
+	0xbe, 0x40, 0x7c, //             next: mov si, 0x7c40        the packet
+	0xb4, 0x43, //                         mov ah, 0x43          extended write
+	0xb0, 0x00, //                         mov al, 0
+	0xb2, 0x80, //                         mov dl, 0x80          the first disk
+	0xcd, 0x13, //                         int 0x13
+	0x81, 0x06, 0x48, 0x7c, 0x80, 0x00, // add word [0x7c48], 128
+	0x80, 0x3e, 0x49, 0x7c, 0x40, //       cmp byte [0x7c49], 0x40
+	0x72, 0xe8, //                         jb next
+	0xc7, 0x06, 0x48, 0x7c, 0x80, 0x00, // mov word [0x7c48], 128
+	0xeb, 0xe0, //                         jmp next
+	0x40: 0, // pads to the packet
+}[:0x40], 0x10, 0, 1, 0, 0, 0x7c, 0, 0, 128, 0, 0, 0, 0, 0, 0, 0)
+
 func (r *real) newVM(t testing.TB, vm conformance.VM) switchback.VMUUID {
 	t.Helper()
 	if len(vm.Disks) == 0 {
@@ -121,14 +158,7 @@ func (r *real) newVM(t testing.TB, vm conformance.VM) switchback.VMUUID {
 		}
 		path := r.image(t, backing)
 		if vm.Reacts && i == 0 {
-			sector := make([]byte, 512)
-			copy(sector, bootSector)
-			sector[510], sector[511] = 0x55, 0xaa
-			boot := r.path(t)
-			if err := os.WriteFile(boot, sector, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			r.run(t, "qemu-io", "-f", "qcow2", "-c", "write -s "+boot+" 0 512", path)
+			r.install(t, path, shutdownGuest)
 		}
 		fmt.Fprintf(&devices, `
     <disk type='file' device='disk'>
@@ -344,4 +374,142 @@ func TestRestart(t *testing.T) {
 	must(syscall.Kill(r.site.PID(), syscall.SIGCONT))
 	_, err = quick.Domains(ctx)
 	must(err)
+}
+
+// TestScratchFull lets the scratch file of a backup run out of space under a
+// guest that writes. QEMU then pauses the guest: an event and the state say
+// so, and after EndBackup the guest runs on and nothing is missing.
+func TestScratchFull(t *testing.T) {
+	dir, err := os.MkdirTemp("", "lv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	small := filepath.Join(dir, "small")
+	if err := os.Mkdir(small, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// Mounted before the site starts, for its mount namespace sees no later ones.
+	if err := syscall.Mount("tmpfs", small, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Unmount(small, syscall.MNT_DETACH) })
+	r := startSiteIn(t, dir)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	id := r.newVM(t, conformance.VM{})
+	d, err := r.driver.Domain(ctx, id)
+	must(err)
+	for _, disk := range d.Disks {
+		if disk.Name == "vda" {
+			// Old content, for that of zeros takes no room in the scratch file.
+			r.run(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P 1 0 %d", conformance.DiskBytes), disk.Path)
+			r.install(t, disk.Path, writingGuest)
+		}
+	}
+	events, err := r.driver.Events(ctx)
+	must(err)
+	must(r.driver.Start(ctx, id, true))
+	must(r.driver.BeginBackup(ctx, id, hypervisor.BackupSpec{
+		Socket: r.path(t), Checkpoint: "c0",
+		Disks: []hypervisor.BackupDisk{{Name: "vda", Scratch: filepath.Join(small, "scratch")}},
+	}))
+	must(r.driver.Resume(ctx, id))
+	for told := false; !told; {
+		select {
+		case e := <-events:
+			if told = e.Kind == hypervisor.EventIOError; told && (e.UUID != id || e.Disk != "vda" || e.Detail != "enospc") {
+				t.Errorf("the event is %+v", e)
+			}
+		case <-ctx.Done():
+			t.Fatal("no I/O error was told")
+		}
+	}
+	wait := func(what string, done func(hypervisor.Domain) bool) {
+		t.Helper()
+		for {
+			d, err := r.driver.Domain(ctx, id)
+			must(err)
+			if done(d) {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	wait("paused", func(d hypervisor.Domain) bool {
+		return d.State == hypervisor.StatePaused && d.PauseReason == hypervisor.PauseIOError
+	})
+	must(r.driver.EndBackup(ctx, id))
+	must(r.driver.Resume(ctx, id))
+	wait("running", func(d hypervisor.Domain) bool { return d.State == hypervisor.StateRunning })
+	socket := r.path(t)
+	for {
+		must(r.driver.BeginBackup(ctx, id, hypervisor.BackupSpec{
+			Socket: socket, Disks: []hypervisor.BackupDisk{{Name: "vda", Scratch: r.path(t), Incremental: "c0"}},
+		}))
+		dirty, err := r.export(t, socket, "vda", "qemu:dirty-bitmap:backup-vda").Dirty()
+		must(err)
+		must(r.driver.EndBackup(ctx, id))
+		// All but the boot sector's unit: the write that failed was repeated.
+		if len(dirty) == 1 && dirty[0] == (conformance.Range{Offset: conformance.Granularity, Length: conformance.DiskBytes - conformance.Granularity}) {
+			return
+		}
+	}
+}
+
+// TestGuest asks a Linux guest with an agent.
+func TestGuest(t *testing.T) {
+	cache := guest.DefaultCacheDir()
+	workload, err := guest.BuildWorkload(t.Context(), "", cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := guest.Build(t.Context(), cache, workload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := startSite(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	id := switchback.VMUUID(uuid.NewString())
+	text, err := guest.DomainXML(guest.Spec{
+		Name: "linux", UUID: string(id), Type: r.site.DomainType(), Image: image, Cmdline: guest.Workload{}.Cmdline(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.driver.Define(ctx, text); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.driver.Start(ctx, id, false); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		err := r.driver.AgentPing(ctx, id, time.Second)
+		if err == nil {
+			break
+		}
+		if code := switchback.CodeOf(err); code != switchback.CodeUnavailable {
+			t.Fatalf("AgentPing of a booting guest: %v, want CodeUnavailable", err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	began := time.Now()
+	if err := r.driver.Shutdown(ctx, id, hypervisor.ShutdownOptions{Deadline: 30 * time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("shut down in %s", time.Since(began))
+	console, err := os.ReadFile(r.site.HostPath(guest.ConsolePath("linux")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(console, []byte("SB SHUTDOWN cause=agent")) {
+		t.Errorf("the guest was not shut down by its agent:\n%s", console)
+	}
 }

@@ -11,6 +11,7 @@ const (
 	maxDomains     = 16384
 	maxCheckpoints = 16384
 	maxAuthTypes   = 20
+	maxDiskErrors  = 256
 )
 
 // domainRef is remote_nonnull_domain. libvirtd looks a domain up by its UUID

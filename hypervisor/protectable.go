@@ -1,0 +1,31 @@
+package hypervisor
+
+import (
+	"fmt"
+
+	switchback "github.com/switchback-dr/switchback"
+)
+
+// Protectable returns the disks of a domain that replicate, or CodeUnsupported
+// naming each one that cannot and why. CD-ROMs and floppies are left out.
+func Protectable(d Domain) ([]switchback.Disk, error) {
+	var disks []switchback.Disk
+	reasons := ""
+	for _, x := range d.Disks {
+		switch {
+		case x.Device == "cdrom" || x.Device == "floppy":
+		case x.Unsupported != "":
+			reasons += fmt.Sprintf("; disk %s: %s", x.Name, x.Unsupported)
+		default:
+			disks = append(disks, x.Disk)
+		}
+	}
+	if reasons != "" {
+		return nil, switchback.Errorf(switchback.CodeUnsupported, "VM %s cannot be protected%s", d.Name, reasons).
+			WithHint("detach such a disk, or convert it to a qcow2 image file")
+	}
+	if len(disks) == 0 {
+		return nil, switchback.Errorf(switchback.CodeUnsupported, "VM %s has no disk that can be protected", d.Name)
+	}
+	return disks, nil
+}
