@@ -135,7 +135,7 @@ func TestGuest(t *testing.T) {
 			t.Errorf("dirty: %d bytes, %v", n, err)
 		}
 		t.Logf("16 MiB of changes in %v", time.Since(begin).Round(time.Millisecond))
-		lat, err := c.Latency(t.Context(), "vdb", 200, DirtyOffset, 64<<20)
+		lat, err := c.Latency(t.Context(), "vdb", 50, DirtyOffset, 64<<20)
 		if err != nil || lat.P50 <= 0 || lat.P99 < lat.P50 || lat.Max < lat.P99 {
 			t.Errorf("latency: %+v, %v", lat, err)
 		}
@@ -171,8 +171,8 @@ func TestGuest(t *testing.T) {
 			t.Fatal(err)
 		}
 		begin := time.Now()
-		l.await(t, "1000 more records", func() bool { st, err := c.State(t.Context()); return err == nil && st.Seq >= held.Seq+1000 })
-		t.Logf("%.0f records a second", 1000/time.Since(begin).Seconds())
+		l.await(t, "300 more records", func() bool { st, err := c.State(t.Context()); return err == nil && st.Seq >= held.Seq+300 })
+		t.Logf("%.0f records a second", 300/time.Since(begin).Seconds())
 	})
 
 	t.Run("Button", func(t *testing.T) {
@@ -190,14 +190,15 @@ func TestGuest(t *testing.T) {
 	t.Run("AgentAndResume", func(t *testing.T) {
 		l.virsh(t, "start", "vm1")
 		l.await(t, "agent", func() bool {
-			return exec.Command("virsh", "-c", l.site.URI(), "qemu-agent-command", "vm1", `{"execute":"guest-ping"}`).Run() == nil
+			// Asking the agent itself would block for 5 s where it is not up yet.
+			return strings.Contains(l.virsh(t, "dumpxml", "vm1"), "name='org.qemu.guest_agent.0' state='connected'")
 		})
 		l.await(t, "resume", func() bool { return strings.Count(l.console(t, "vm1"), "\nSB RESUME ") == 2 })
 		con := l.console(t, "vm1")
 		var resumed, last uint64
 		fmt.Sscanf(con[strings.LastIndex(con, "RESUME seq="):], "RESUME seq=%d", &resumed)
 		fmt.Sscanf(con[strings.Index(con, "POWEROFF seq="):], "POWEROFF seq=%d", &last)
-		if last < 1000 || resumed < last {
+		if last < 300 || resumed < last {
 			t.Errorf("resumed at %d, the last words were %d", resumed, last)
 		}
 		l.virsh(t, "domfsfreeze", "vm1")

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -151,7 +152,13 @@ func (r *random) fill(b []byte, compressible bool) {
 // random 4 KiB, a third in random 64 KiB, the rest in sequential 1 MiB pieces, or
 // only one of these.
 func dirty(p params) (string, error) {
-	f, err := openDirect(p["disk"], 0)
+	path, err := waitDevice(p["disk"])
+	if err != nil {
+		return "", err
+	}
+	// Through the cache: the kernel then keeps many requests in flight, which is
+	// ten times faster than one after the other.
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return "", err
 	}
