@@ -43,10 +43,14 @@ func (c *Client) ReadAtContext(ctx context.Context, p []byte, off int64) (int, e
 	if len(p) == 0 {
 		return 0, nil
 	}
-	o := newOp()
-	err := c.submitReads(ctx, o, p, off)
-	if _, err := c.wait(ctx, o, err); err != nil {
-		return 0, err
+	for done := 0; done < len(p); {
+		n := min(len(p)-done, readWindow)
+		o := newOp()
+		err := c.submitReads(ctx, o, p[done:done+n], off+int64(done))
+		if _, err := c.wait(ctx, o, err); err != nil {
+			return 0, err
+		}
+		done += n
 	}
 	return len(p), eof
 }
