@@ -19,9 +19,10 @@ const (
 	// connection at a time; the rest waits in the socket and hides latency.
 	maxInFlight = 64
 	// maxRequest is the size at which transfers are cut into several requests,
-	// and readWindow is how much of one call's read is in flight. More of both
-	// makes qemu-nbd slower, by half at 16 MiB: its buffers fall out of the
-	// processor's cache before they are sent.
+	// and readWindow is how much of one call's read is in flight. Measured with
+	// qemu-nbd 7.2: reads of 4 MiB in 1 MiB requests were twice as fast as in
+	// 2 MiB requests. Callers do best with buffers of 1 to 4 MiB; with 16 MiB
+	// the rate was about half, whatever the request size.
 	maxRequest = 1 << 20
 	readWindow = 4 << 20
 	// headerBuffer is the size of the buffer that replies' headers are read
