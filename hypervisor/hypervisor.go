@@ -95,7 +95,8 @@ type ShutdownOptions struct {
 type BackupDisk struct {
 	Name string // target device, e.g. "vda"
 	// Scratch is the file that keeps the old content of blocks the guest
-	// overwrites while the job is open. The platform creates and removes it.
+	// overwrites while the job is open. The platform creates and removes it. A
+	// file that a dead job left there is removed first.
 	Scratch string
 	// Incremental is the checkpoint from which changes are exposed; "" = no
 	// bitmap, the whole disk is new.
@@ -209,10 +210,14 @@ type Hypervisor interface {
 
 	// Start starts a defined domain, paused if asked. Already running: CodeConflict.
 	Start(ctx context.Context, uuid switchback.VMUUID, paused bool) error
+	// Resume lets a paused domain run. One that runs is no error; one that is off: CodeConflict.
 	Resume(ctx context.Context, uuid switchback.VMUUID) error
+	// Suspend pauses a domain. One that is paused is no error; one that is off: CodeConflict.
 	Suspend(ctx context.Context, uuid switchback.VMUUID) error
 	// Shutdown asks the guest to power off and waits until it is off. A domain
-	// that is off already is no error. on_poweroff=restart is overridden.
+	// that is off already is no error. on_poweroff=restart is overridden. The
+	// guest of a paused domain cannot react: CodeConflict, or with Force the
+	// plug is pulled at once.
 	Shutdown(ctx context.Context, uuid switchback.VMUUID, o ShutdownOptions) error
 	// Destroy pulls the plug. A domain that is off is no error. Bitmaps are kept.
 	Destroy(ctx context.Context, uuid switchback.VMUUID) error
@@ -220,7 +225,9 @@ type Hypervisor interface {
 	// AgentPing reports whether the guest agent answers within the timeout.
 	AgentPing(ctx context.Context, uuid switchback.VMUUID, timeout time.Duration) error
 
-	// BeginBackup opens a pull-mode job; its socket answers when it returns.
+	// BeginBackup opens a pull-mode job; its socket answers when it returns. A
+	// job in the way, a domain that is off, a checkpoint that exists: CodeConflict.
+	// After CodeTimeout or CodeCancelled the job may still come to be: EndBackup.
 	BeginBackup(ctx context.Context, uuid switchback.VMUUID, spec BackupSpec) error
 	// EndBackup ends whatever backup job the domain has and waits until it is gone. No job is no error.
 	EndBackup(ctx context.Context, uuid switchback.VMUUID) error
@@ -247,7 +254,8 @@ type Hypervisor interface {
 	BlockAbort(ctx context.Context, uuid switchback.VMUUID, disk string) error
 
 	// Events delivers events until ctx ends; the channel is then closed. A slow
-	// reader loses none of the last 1024.
+	// reader loses none of the last 1024; where older ones were dropped, EventLost
+	// stands in their place.
 	Events(ctx context.Context) (<-chan Event, error)
 	Close() error
 }

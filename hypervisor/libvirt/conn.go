@@ -1,6 +1,7 @@
 package libvirt
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -161,8 +162,9 @@ func (c *conn) settle(serial uint32) chan reply {
 }
 
 func (c *conn) read() {
+	from := bufio.NewReader(c.nc)
 	for {
-		h, payload, err := readFrame(c.nc)
+		h, payload, err := readFrame(from)
 		if err != nil {
 			c.fail(fmt.Errorf("connection lost: %w", err))
 			return
@@ -209,16 +211,18 @@ func (c *conn) post(msg []byte) {
 func (c *conn) ping() {
 	t := time.NewTicker(c.keepAlive.Interval)
 	defer t.Stop()
-	asked := 0
+	asked, seen := 0, int64(0)
 	for {
 		select {
 		case <-c.dead:
 			return
 		case <-t.C:
 		}
-		if time.Since(time.Unix(0, c.heard.Load())) < c.keepAlive.Interval {
-			asked = 0
-			continue
+		if heard := c.heard.Load(); heard != seen {
+			seen, asked = heard, 0
+			if time.Since(time.Unix(0, heard)) < c.keepAlive.Interval {
+				continue
+			}
 		}
 		if asked >= c.keepAlive.Count {
 			c.fail(fmt.Errorf("no answer to %d keep-alive messages in %s", asked, time.Duration(asked)*c.keepAlive.Interval))

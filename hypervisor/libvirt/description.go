@@ -15,6 +15,10 @@ import (
 func readDocument(text string) (*etree.Document, *etree.Element, error) {
 	doc := etree.NewDocument()
 	doc.ReadSettings.PreserveCData = true
+	// Line breaks in attributes and carriage returns stay references: written
+	// bare, the next parser would turn them into something else.
+	doc.WriteSettings.CanonicalAttrVal = true
+	doc.WriteSettings.CanonicalText = true
 	if err := doc.ReadFromString(text); err != nil {
 		return nil, nil, switchback.Errorf(switchback.CodeInvalid, "the definition is not well-formed XML: %w", err)
 	}
