@@ -259,3 +259,14 @@ type Hypervisor interface {
 	Events(ctx context.Context) (<-chan Event, error)
 	Close() error
 }
+
+// Freezer is implemented by a Hypervisor that can make application-consistent
+// points: it brings a guest's file systems to rest around BeginBackup.
+type Freezer interface {
+	// Freeze flushes the guest's file systems and holds their writes until
+	// Thaw. CodeUnsupported: no guest agent; CodeUnavailable: it does not
+	// answer. After any error the caller thaws, too: some may be frozen.
+	Freeze(ctx context.Context, uuid switchback.VMUUID) error
+	// Thaw lets writes go on. File systems that are not frozen are no error.
+	Thaw(ctx context.Context, uuid switchback.VMUUID) error
+}

@@ -94,8 +94,9 @@ func (d *Driver) describe(ctx context.Context, r domainRef) (hypervisor.Domain, 
 	return dom, nil
 }
 
-// measure fills in a disk's sizes. A disk whose image cannot be read is shown
-// with size 0 and marked, so that one missing file does not hide the domain.
+// measure fills in a disk's sizes. A disk whose size libvirt cannot tell is
+// shown with size 0 and marked, so that one missing file, or one long job,
+// does not hide the domain or even all of them.
 func (d *Driver) measure(ctx context.Context, r domainRef, disk *hypervisor.Disk) error {
 	if disk.Device == "cdrom" || disk.Device == "floppy" {
 		return nil
@@ -107,13 +108,13 @@ func (d *Driver) measure(ctx context.Context, r domainRef, disk *hypervisor.Disk
 			disk.AllocatedBytes = physical
 		}
 	})
-	if n := numberOf(err); n != 0 && n != errNoDomain && n != errOperationTimeout {
-		if disk.Unsupported == "" {
-			disk.Unsupported = "its image cannot be read: " + err.Error()
-		}
-		return nil
+	switch {
+	case numberOf(err) == 0 || isNumber(err, errNoDomain):
+		return err
+	case disk.Unsupported == "":
+		disk.Unsupported = "its size cannot be read: " + err.Error()
 	}
-	return err
+	return nil
 }
 
 func (d *Driver) state(ctx context.Context, r domainRef) (state, reason int32, err error) {

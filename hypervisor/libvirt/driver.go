@@ -51,7 +51,10 @@ type Driver struct {
 	subs   sync.WaitGroup // running Events subscriptions
 }
 
-var _ hypervisor.Hypervisor = (*Driver)(nil)
+var (
+	_ hypervisor.Hypervisor = (*Driver)(nil)
+	_ hypervisor.Freezer    = (*Driver)(nil)
+)
 
 // New makes a driver. Nothing is connected until the first call.
 func New(cfg Config) (*Driver, error) {

@@ -179,6 +179,26 @@ func (d *Driver) AgentPing(ctx context.Context, id switchback.VMUUID, timeout ti
 	return wrap(op, err)
 }
 
+// Freeze implements hypervisor.Freezer through the guest agent, all file
+// systems at once.
+func (d *Driver) Freeze(ctx context.Context, id switchback.VMUUID) error {
+	return d.fileSystems(ctx, "libvirt.Freeze", id, procDomainFSFreeze)
+}
+
+// Thaw implements hypervisor.Freezer.
+func (d *Driver) Thaw(ctx context.Context, id switchback.VMUUID) error {
+	return d.fileSystems(ctx, "libvirt.Thaw", id, procDomainFSThaw)
+}
+
+func (d *Driver) fileSystems(ctx context.Context, op string, id switchback.VMUUID, p procedure) error {
+	r, err := ref(id)
+	if err != nil {
+		return wrap(op, err)
+	}
+	// No mount points named: all of them.
+	return wrap(op, d.do(ctx, r, p, newArgs().domain(r).u32(0).u32(0), nil))
+}
+
 // agent sends one command to the guest agent and returns its JSON answer.
 func (d *Driver) agent(ctx context.Context, id switchback.VMUUID, command string, timeout time.Duration) (answer string, err error) {
 	r, err := ref(id)

@@ -42,6 +42,8 @@ var (
 	procConnectListAllDomains  = remote(273, "ConnectListAllDomains")
 	procDomainBlockCommit      = remote(290, "DomainBlockCommit")
 	procEventRegisterAny       = remote(316, "ConnectDomainEventCallbackRegisterAny")
+	procDomainFSFreeze         = remote(335, "DomainFSFreeze")
+	procDomainFSThaw           = remote(336, "DomainFSThaw")
 	procDomainBlockCopy        = remote(345, "DomainBlockCopy")
 	procDomainDefineXMLFlags   = remote(350, "DomainDefineXMLFlags")
 	procSetLifecycleAction     = remote(390, "DomainSetLifecycleAction")

@@ -478,8 +478,14 @@ func TestGuest(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	id := switchback.VMUUID(uuid.NewString())
+	disk := filepath.Join(r.dir, "linux.qcow2")
+	if err := guest.MakeDisk(ctx, disk, guest.MinDiskBytes, guest.Content{Bytes: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
 	text, err := guest.DomainXML(guest.Spec{
-		Name: "linux", UUID: string(id), Type: r.site.DomainType(), Image: image, Cmdline: guest.Workload{}.Cmdline(),
+		Name: "linux", UUID: string(id), Type: r.site.DomainType(), Image: image,
+		Disks:   []guest.SpecDisk{{Path: disk, Target: "vda"}},
+		Cmdline: guest.Workload{MountDisk: "vda"}.Cmdline(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -499,6 +505,17 @@ func TestGuest(t *testing.T) {
 			t.Fatalf("AgentPing of a booting guest: %v, want CodeUnavailable", err)
 		}
 		time.Sleep(50 * time.Millisecond)
+	}
+	if err := r.driver.Freeze(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.driver.Freeze(ctx, id); err == nil {
+		t.Error("frozen file systems were frozen again: they were not frozen")
+	}
+	for range 2 {
+		if err := r.driver.Thaw(ctx, id); err != nil {
+			t.Fatal(err)
+		}
 	}
 	began := time.Now()
 	if err := r.driver.Shutdown(ctx, id, hypervisor.ShutdownOptions{Deadline: 30 * time.Second}); err != nil {
