@@ -113,6 +113,12 @@ func openSegments(dir string, base switchback.Point, seq switchback.Sequence) (o
 	parent := base.Digest
 	for n := base.Sequence + 1; n <= seq; n++ {
 		s, err := openSegment(segmentPath(dir, n), n)
+		if errors.Is(err, os.ErrNotExist) {
+			// Folded meanwhile, or lost?
+			if m, e := readManifest(dir); e == nil && m.Base.Sequence < n && m.Dropping == nil {
+				return out, Damage{Segment: n, File: segmentPath(dir, n), Reason: "the file is missing"}.corrupt()
+			}
+		}
 		if err != nil {
 			return out, err
 		}
