@@ -53,9 +53,13 @@ type Switch struct {
 	Point Point `json:"point"`
 	Last  Point `json:"last"`
 	// Epoch is the new side's; PreviousEpoch the old side's.
-	Epoch         Epoch     `json:"epoch"`
-	PreviousEpoch Epoch     `json:"previous_epoch"`
-	StartedAt     time.Time `json:"started_at"`
+	Epoch         Epoch `json:"epoch"`
+	PreviousEpoch Epoch `json:"previous_epoch"`
+	// UndoEpoch is the old side's new epoch once the switch is being undone; 0 = it is not.
+	UndoEpoch Epoch `json:"undo_epoch,omitempty"`
+	// WasRunning says that the guest ran when the switch began.
+	WasRunning bool      `json:"was_running"`
+	StartedAt  time.Time `json:"started_at"`
 }
 
 // Homeward reports whether the direction of replication is towards home.

@@ -1,0 +1,455 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/qemu"
+)
+
+// beginCommit finds the run that a commit works on; nil when it is settled already.
+func (a *Agent) beginCommit(req agentapi.Task) (*vm, *Run, func(), error) {
+	v, done, err := a.begin(req)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if err := v.roleIs(agentapi.RoleActive); err != nil {
+		done()
+		return nil, nil, nil, err
+	}
+	return v, v.assignment().Run, done, nil
+}
+
+func (v *vm) changeRun(f func(*Run)) error {
+	return v.change(func(x *Assignment) {
+		r := *x.Run
+		f(&r)
+		x.Run = &r
+	})
+}
+
+// fold makes the base stand for the chosen point. What later points had
+// changed is fixed first: the way home needs it.
+func (a *Agent) fold(ctx context.Context, t *task, req agentapi.Task, _ struct{}) (any, error) {
+	v, run, done, err := a.beginCommit(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if run == nil || run.Folded {
+		return agentapi.FoldResult{}, nil
+	}
+	replica, err := v.openReplica()
+	if err != nil {
+		return nil, err
+	}
+	abandoned, err := replica.ChangedAfter(run.Sequence)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.changeRun(func(r *Run) { r.Abandoned = abandoned }); err != nil {
+		return nil, err
+	}
+	t.Report("folding points into the base", nil)
+	var bytes int64
+	for _, p := range replica.Points() {
+		if p.Sequence <= run.Sequence && p.Sequence > replica.Manifest().Base.Sequence {
+			bytes += p.ChangedBytes
+		}
+	}
+	if err := replica.Fold(ctx, run.Sequence, v.openFoldWriter); err != nil {
+		return nil, err
+	}
+	return agentapi.FoldResult{Bytes: bytes}, v.changeRun(func(r *Run) { r.Folded = true })
+}
+
+// collapse moves the VM from overlay and view onto the plain base, while it
+// runs or at rest. Where each disk stands is read from its definition.
+func (a *Agent) collapse(ctx context.Context, t *task, req agentapi.Task, _ struct{}) (any, error) {
+	v, run, done, err := a.beginCommit(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if run == nil {
+		return agentapi.CollapseResult{}, nil
+	}
+	as := v.assignment()
+	dom, err := a.hv.Domain(ctx, as.VM)
+	if err != nil {
+		return nil, err
+	}
+	r := agentapi.CollapseResult{Live: dom.State != hypervisor.StateOff}
+	// The fold's writers of the bases are closed; QEMU takes them over.
+	if err := v.closeBases(); err != nil {
+		return nil, err
+	}
+	if !r.Live {
+		if err := v.collapseAtRest(ctx, as, run); err != nil {
+			return nil, err
+		}
+		return v.collapsed(r)
+	}
+	for _, d := range as.Disks {
+		t.Report("moving disk "+d.Name+" off the view", nil)
+		if err := v.copyOffView(ctx, d, run); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", d.Name, err)
+		}
+	}
+	// Nobody reads the view any more: it goes before the base is written.
+	if err := v.changeRun(func(r *Run) { r.Viewless = true }); err != nil {
+		return nil, err
+	}
+	if err := v.stopView(run); err != nil {
+		return nil, err
+	}
+	for _, d := range as.Disks {
+		t.Report("merging disk "+d.Name+" into its base", nil)
+		if err := v.mergeIntoBase(ctx, d, run); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", d.Name, err)
+		}
+	}
+	return v.collapsed(r)
+}
+
+func (v *vm) collapsed(r agentapi.CollapseResult) (any, error) {
+	for _, n := range v.assignment().Run.CopiedBytes {
+		r.CopiedBytes += n
+	}
+	return r, nil
+}
+
+func middlePath(run *Run, disk string) string { return run.Overlays[disk] + ".commit" }
+
+// diskState returns the image a disk is on, and the images below.
+func (v *vm) diskState(ctx context.Context, name string) (hypervisor.Disk, error) {
+	dom, err := v.agent.hv.Domain(ctx, v.assignment().VM)
+	if err != nil {
+		return hypervisor.Disk{}, err
+	}
+	if dom.State == hypervisor.StateOff {
+		return hypervisor.Disk{}, switchback.Errorf(switchback.CodeUnavailable, "VM %s was turned off during the commit; it goes on at rest", dom.Name)
+	}
+	for _, d := range dom.Disks {
+		if d.Name == name {
+			return d, nil
+		}
+	}
+	return hypervisor.Disk{}, switchback.Errorf(switchback.CodeNotFound, "disk %s is not in VM %s", name, dom.Name)
+}
+
+// copyOffView moves a running disk from overlay-on-view to a new image on the base.
+func (v *vm) copyOffView(ctx context.Context, d switchback.Disk, run *Run) error {
+	hv, vmID := v.agent.hv, v.assignment().VM
+	now, err := v.diskState(ctx, d.Name)
+	if err != nil || now.Path != run.Overlays[d.Name] {
+		return err
+	}
+	middle := middlePath(run, d.Name)
+	if _, err := hv.BlockJob(ctx, vmID, d.Name); switchback.CodeOf(err) == switchback.CodeNotFound {
+		if err := os.Remove(middle); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := qemu.Create(ctx, middle, qemu.CreateOptions{Format: "qcow2", Backing: d.Path, BackingFormat: "qcow2", SizeBytes: d.SizeBytes}); err != nil {
+			return err
+		}
+		to := hypervisor.CopyTarget{Path: middle, Format: "qcow2", Backing: d.Path, BackingFormat: "qcow2", Shallow: true}
+		if err := hv.BlockCopy(ctx, vmID, d.Name, to); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	n, err := v.finishJob(ctx, d.Name)
+	if err != nil {
+		return err
+	}
+	return v.changeRun(func(r *Run) {
+		copied := map[string]int64{}
+		for k, b := range r.CopiedBytes {
+			copied[k] = b
+		}
+		copied[d.Name] += n
+		r.CopiedBytes = copied
+	})
+}
+
+// mergeIntoBase merges the image that a running disk is on into the base.
+func (v *vm) mergeIntoBase(ctx context.Context, d switchback.Disk, run *Run) error {
+	hv, vmID := v.agent.hv, v.assignment().VM
+	now, err := v.diskState(ctx, d.Name)
+	if err != nil || now.Path == d.Path {
+		return err
+	}
+	if _, err := hv.BlockJob(ctx, vmID, d.Name); switchback.CodeOf(err) == switchback.CodeNotFound {
+		if err := hv.BlockCommit(ctx, vmID, d.Name); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	if _, err := v.finishJob(ctx, d.Name); err != nil {
+		return err
+	}
+	now, err = v.diskState(ctx, d.Name)
+	if err != nil {
+		return err
+	}
+	if now.Path != d.Path || len(now.Backing) > 0 {
+		return switchback.Errorf(switchback.CodeInternal, "disk %s is on %s (backing %v) after the merge, expected %s alone", d.Name, now.Path, now.Backing, d.Path)
+	}
+	return nil
+}
+
+// finishJob waits for a block job to be ready and pivots; it returns what it copied.
+func (v *vm) finishJob(ctx context.Context, disk string) (int64, error) {
+	hv, vmID := v.agent.hv, v.assignment().VM
+	for {
+		p, err := hv.BlockJob(ctx, vmID, disk)
+		if err != nil {
+			return 0, err
+		}
+		if p.Ready {
+			return p.Total, hv.BlockPivot(ctx, vmID, disk)
+		}
+		sleep(ctx, 20*time.Millisecond)
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// collapseAtRest does the same for a VM that is off, on the files.
+func (v *vm) collapseAtRest(ctx context.Context, as Assignment, run *Run) error {
+	definition, err := v.agent.hv.Definition(ctx, as.VM, false)
+	if err != nil {
+		return err
+	}
+	dom, err := v.agent.hv.Domain(ctx, as.VM)
+	if err != nil {
+		return err
+	}
+	sources := map[string]hypervisor.DiskSource{}
+	copied := map[string]int64{}
+	for _, d := range as.Disks {
+		sources[d.Name] = hypervisor.DiskSource{Path: d.Path, Format: "qcow2"}
+		top := ""
+		for _, x := range dom.Disks {
+			if x.Name == d.Name {
+				top = x.Path
+			}
+		}
+		if top == d.Path {
+			continue
+		}
+		info, err := qemu.Info(ctx, top)
+		if err != nil {
+			return err
+		}
+		copied[d.Name] = info.ActualSizeBytes
+		if err := qemu.Rebase(ctx, top, d.Path, "qcow2"); err != nil {
+			return err
+		}
+		if err := qemu.Commit(ctx, top, d.Path); err != nil {
+			return err
+		}
+		// The bitmap that knows what this life wrote moves to the base.
+		for _, b := range info.Bitmaps {
+			if b.Name != run.Checkpoint {
+				continue
+			}
+			baseInfo, err := qemu.Info(ctx, d.Path)
+			if err != nil {
+				return err
+			}
+			if _, ok := baseInfo.Bitmap(b.Name); !ok {
+				if err := qemu.AddBitmap(ctx, d.Path, b.Name, 0); err != nil {
+					return err
+				}
+			}
+			if err := qemu.MergeBitmap(ctx, d.Path, b.Name, b.Name, top); err != nil {
+				return err
+			}
+		}
+	}
+	plain, err := v.agent.hv.Translate(definition, hypervisor.Translation{Disks: sources})
+	if err != nil {
+		return err
+	}
+	if _, err := v.agent.hv.Define(ctx, plain); err != nil {
+		return err
+	}
+	if err := v.changeRun(func(r *Run) { r.Viewless, r.CopiedBytes = true, copied }); err != nil {
+		return err
+	}
+	return v.stopView(run)
+}
+
+// settle ends the commit: the definition names the plain disks, what the way
+// home must carry is durable, and the journal goes.
+func (a *Agent) settle(ctx context.Context, _ *task, req agentapi.Task, _ struct{}) (any, error) {
+	v, run, done, err := a.beginCommit(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	as := v.assignment()
+	r := agentapi.SettleResult{Disks: as.Disks}
+	for _, s := range as.MustSend {
+		r.AbandonedBytes += s.Bytes()
+	}
+	if run == nil {
+		return r, nil
+	}
+	definition, err := a.hv.Definition(ctx, as.VM, false)
+	if err != nil {
+		return nil, err
+	}
+	sources := map[string]hypervisor.DiskSource{}
+	for _, d := range as.Disks {
+		sources[d.Name] = hypervisor.DiskSource{Path: d.Path, Format: "qcow2"}
+	}
+	plain, err := a.hv.Translate(definition, hypervisor.Translation{Disks: sources})
+	if err != nil {
+		return nil, err
+	}
+	dom, err := a.hv.Define(ctx, plain)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range dom.Disks {
+		if own, ok := diskNamed(as.Disks, d.Name); ok && (d.Path != own.Path || len(d.Backing) > 0) {
+			return nil, switchback.Errorf(switchback.CodeInternal, "disk %s is on %s (backing %v), expected %s alone", d.Name, d.Path, d.Backing, own.Path)
+		}
+	}
+	if as.Autostart {
+		if err := a.hv.SetAutostart(ctx, as.VM, true); err != nil {
+			return nil, err
+		}
+	}
+	r.AbandonedBytes = 0
+	for _, s := range run.Abandoned {
+		r.AbandonedBytes += s.Bytes()
+	}
+	replicaDir := as.ReplicaDir
+	err = v.change(func(x *Assignment) {
+		x.MustSend, x.Run, x.ReplicaDir, x.Session, x.Rest = run.Abandoned, nil, "", "", nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	v.closeReplica()
+	for _, d := range as.Disks {
+		for _, path := range []string{run.Overlays[d.Name], middlePath(run, d.Name)} {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+		}
+	}
+	return r, os.RemoveAll(replicaDir)
+}
+
+// retire leaves the old side after a commit: kept, off and fenced at home;
+// undefined elsewhere, its disks kept as seed of the next reprotect.
+func (a *Agent) retire(ctx context.Context, _ *task, req agentapi.Task, p agentapi.RetireParams) (any, error) {
+	v, done, err := a.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := v.roleIs(agentapi.RoleFenced); err != nil {
+		return nil, err
+	}
+	as := v.assignment()
+	if p.Undefine {
+		if err := a.hv.Undefine(ctx, as.VM); err != nil {
+			return nil, err
+		}
+	}
+	return agentapi.RetireResult{Seeds: as.Disks}, nil
+}
+
+// release ends the protection at this agent and says what it removed and left.
+func (a *Agent) release(ctx context.Context, _ *task, req agentapi.Task, p agentapi.ReleaseParams) (any, error) {
+	v, err := a.vm(req.Protection)
+	if switchback.CodeOf(err) == switchback.CodeNotFound {
+		return agentapi.ReleaseResult{}, nil
+	}
+	v.act.Lock()
+	defer v.act.Unlock()
+	if err := v.checkEpoch(req.Epoch); err != nil {
+		return nil, err
+	}
+	as := v.assignment()
+	if as.Run != nil {
+		return nil, switchback.Errorf(switchback.CodeConflict, "VM %s runs from a recovery point here", as.Name).WithHint("commit or cancel first")
+	}
+	v.stopEngine()
+	v.closeReplica()
+	var r agentapi.ReleaseResult
+	dom, err := a.hv.Domain(ctx, as.VM)
+	defined := err == nil
+	if err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
+		return nil, err
+	}
+	if defined {
+		if dom.State != hypervisor.StateOff {
+			if err := a.hv.EndBackup(ctx, as.VM); err != nil {
+				return nil, err
+			}
+		}
+		if err := a.dropCheckpoints(ctx, as.VM); err != nil {
+			return nil, err
+		}
+		if dom.State == hypervisor.StateOff && as.Role != agentapi.RoleTarget {
+			for _, d := range as.Disks {
+				if err := removeBitmaps(ctx, d.Path); err != nil {
+					return nil, err
+				}
+			}
+		}
+		r.Left = append(r.Left, fmt.Sprintf("VM %s, %s, as it is", as.Name, dom.State))
+	}
+	remove := func(path string) error {
+		if _, err := os.Stat(path); err != nil {
+			return nil
+		}
+		if !p.RemoveData {
+			r.Left = append(r.Left, path)
+			return nil
+		}
+		r.Removed = append(r.Removed, path)
+		return os.RemoveAll(path)
+	}
+	switch {
+	case as.Role == agentapi.RoleSource || as.Role == agentapi.RoleActive:
+		// The VM lives here: nothing of it is touched.
+	case defined:
+		// The disks belong to a VM that is defined here: only the journal is ours.
+		if as.ReplicaDir != "" {
+			if err := remove(as.ReplicaDir); err != nil {
+				return nil, err
+			}
+		}
+	case as.Dir != "":
+		if err := remove(as.Dir); err != nil {
+			return nil, err
+		}
+	}
+	if as.Role == agentapi.RoleFenced && defined {
+		r.Left = append(r.Left, fmt.Sprintf("the fence of %s: its disks here are older than the active copy's; remove %s to allow a start", as.Name, a.fencePath(as.VM)))
+	} else if err := a.clearFence(as.VM); err != nil {
+		return nil, err
+	}
+	if err := os.RemoveAll(indexDir(a.cfg.StateDir, req.Protection)); err != nil {
+		return nil, err
+	}
+	return r, a.forget(req.Protection)
+}

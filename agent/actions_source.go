@@ -1,0 +1,366 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/extent"
+	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/replicator"
+)
+
+func (a *Agent) describe(ctx context.Context, _ *task, _ agentapi.Task, p agentapi.DescribeParams) (any, error) {
+	r := agentapi.DescribeResult{Storage: a.storage()}
+	dom, err := a.hv.Domain(ctx, p.VM)
+	if switchback.CodeOf(err) == switchback.CodeNotFound && !p.MustExist {
+		return r, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	r.Domain = dom
+	r.Definition, err = a.hv.Definition(ctx, p.VM, false)
+	return r, err
+}
+
+// begin locks the VM for one action and checks the command's epoch.
+func (a *Agent) begin(req agentapi.Task) (*vm, func(), error) {
+	v, err := a.vm(req.Protection)
+	if err != nil {
+		return nil, nil, err
+	}
+	v.act.Lock()
+	if err := v.checkEpoch(req.Epoch); err != nil {
+		v.act.Unlock()
+		return nil, nil, err
+	}
+	return v, v.act.Unlock, nil
+}
+
+// roleIs refuses an action that does not fit what the agent does for the VM.
+func (v *vm) roleIs(roles ...agentapi.Role) error {
+	a := v.assignment()
+	for _, r := range roles {
+		if a.Role == r {
+			return nil
+		}
+	}
+	return switchback.Errorf(switchback.CodeConflict, "the agent's role for %s is %q under epoch %d, the action needs %v", a.Name, a.Role, a.Epoch, roles)
+}
+
+func (a *Agent) replicate(ctx context.Context, _ *task, req agentapi.Task, p agentapi.ReplicateParams) (any, error) {
+	v := a.ensureVM(req.Protection)
+	v.act.Lock()
+	defer v.act.Unlock()
+	if err := v.checkEpoch(req.Epoch); err != nil {
+		return nil, err
+	}
+	dom, err := a.hv.Domain(ctx, p.VM)
+	if err != nil {
+		return nil, err
+	}
+	disks, err := hypervisor.Protectable(dom)
+	if err != nil {
+		return nil, err
+	}
+	v.stopEngine()
+	err = v.change(func(as *Assignment) {
+		must := map[string]extent.Set{}
+		for _, d := range disks {
+			if p.SendAll {
+				must[d.Name] = extent.NewSet(extent.Range{Length: d.SizeBytes})
+			} else {
+				must[d.Name] = as.MustSend[d.Name]
+			}
+		}
+		as.VM, as.Name, as.Epoch, as.Role, as.Peer = p.VM, p.Name, req.Epoch, agentapi.RoleSource, p.Peer
+		as.Policy, as.Held, as.Disks, as.MustSend, as.Rest, as.Run = p.Policy, false, disks, must, nil, nil
+		as.ReplicaDir = ""
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := a.clearFence(p.VM); err != nil {
+		return nil, err
+	}
+	return nil, v.startEngine(a.tasks.ctx)
+}
+
+func joinReasons(list []string) string {
+	s := list[0]
+	for _, x := range list[1:] {
+		s += "; " + x
+	}
+	return s
+}
+
+func (a *Agent) awaitPoint(ctx context.Context, t *task, req agentapi.Task, _ struct{}) (any, error) {
+	v, err := a.vm(req.Protection)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err := v.checkEpoch(req.Epoch); err != nil {
+			return nil, err
+		}
+		if err := v.roleIs(agentapi.RoleSource); err != nil {
+			return nil, err
+		}
+		e := v.running()
+		if e == nil {
+			return nil, switchback.Errorf(switchback.CodeUnavailable, "replication of %s does not run", v.assignment().Name)
+		}
+		s := e.Status()
+		if s.LastPoint != nil && s.LastPoint.Epoch == req.Epoch && s.LastCycle != nil {
+			return agentapi.AwaitPointResult{Point: *s.LastPoint, Report: *s.LastCycle}, nil
+		}
+		message := "waiting for the first point"
+		if len(s.Conditions) > 0 {
+			message = s.Conditions[0].Cause
+		}
+		t.Report(message, s.Progress)
+		sleep(ctx, 200*time.Millisecond)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// engineFor returns the engine, made if the agent has none (held source after a restart).
+func (v *vm) engineFor() (*replicator.Engine, error) {
+	if e := v.running(); e != nil {
+		return e, nil
+	}
+	if err := v.startEngine(v.agent.tasks.ctx); err != nil {
+		return nil, err
+	}
+	return v.running(), nil
+}
+
+func (a *Agent) takePoint(ctx context.Context, t *task, req agentapi.Task, _ struct{}) (any, error) {
+	v, done, err := a.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := v.roleIs(agentapi.RoleSource); err != nil {
+		return nil, err
+	}
+	e, err := v.engineFor()
+	if err != nil {
+		return nil, err
+	}
+	defer a.showProgress(ctx, t, e)()
+	r, err := e.Cycle(ctx, replicator.CycleOptions{})
+	return agentapi.PointResult{Report: r}, err
+}
+
+// showProgress copies the engine's progress to the task until the returned function is called.
+func (a *Agent) showProgress(ctx context.Context, t *task, e *replicator.Engine) func() {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		for ctx.Err() == nil {
+			s := e.Status()
+			t.Report(s.Activity, s.Progress)
+			sleep(ctx, 200*time.Millisecond)
+		}
+	}()
+	return cancel
+}
+
+func (a *Agent) hold(ctx context.Context, _ *task, req agentapi.Task, _ struct{}) (any, error) {
+	v, done, err := a.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := v.roleIs(agentapi.RoleSource); err != nil {
+		return nil, err
+	}
+	if err := v.change(func(as *Assignment) { as.Held = true }); err != nil {
+		return nil, err
+	}
+	v.holdEngine()
+	return nil, nil
+}
+
+func (a *Agent) shutdown(ctx context.Context, t *task, req agentapi.Task, p agentapi.ShutdownParams) (any, error) {
+	v, done, err := a.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	as := v.assignment()
+	dom, err := a.hv.Domain(ctx, as.VM)
+	if err != nil {
+		return nil, err
+	}
+	r := agentapi.ShutdownResult{WasRunning: dom.State != hypervisor.StateOff}
+	t.Report("waiting for the guest to power off", nil)
+	if dom.State == hypervisor.StatePaused {
+		if err := a.hv.Resume(ctx, as.VM); err != nil {
+			return nil, err
+		}
+	}
+	if err := a.hv.Shutdown(ctx, as.VM, hypervisor.ShutdownOptions{Deadline: p.Deadline, Force: p.Force}); err != nil {
+		return nil, err
+	}
+	if dom, err = a.hv.Domain(ctx, as.VM); err != nil {
+		return nil, err
+	}
+	if dom.State != hypervisor.StateOff {
+		return nil, switchback.Errorf(switchback.CodeConflict, "VM %s is %s after its shutdown", as.Name, dom.State)
+	}
+	r.OffAt = time.Now()
+	return r, nil
+}
+
+func (a *Agent) finalPoint(ctx context.Context, t *task, req agentapi.Task, _ struct{}) (any, error) {
+	v, done, err := a.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := v.roleIs(agentapi.RoleSource); err != nil {
+		return nil, err
+	}
+	v.holdEngine()
+	e, err := v.engineFor()
+	if err != nil {
+		return nil, err
+	}
+	as := v.assignment()
+	stop := a.showProgress(ctx, t, e)
+	before, err := identifyAll(as.Disks)
+	if err != nil {
+		return nil, err
+	}
+	r, err := e.Cycle(ctx, replicator.CycleOptions{Offline: true})
+	stop()
+	if err != nil {
+		return nil, err
+	}
+	after, err := identifyAll(as.Disks)
+	if err != nil {
+		return nil, err
+	}
+	for name := range before {
+		if before[name] != after[name] {
+			return nil, switchback.Errorf(switchback.CodeConflict, "disk %s of %s was written while its last changes were read", name, as.Name).
+				WithHint("find out what else uses the disk, then try again")
+		}
+	}
+	err = v.change(func(as *Assignment) { as.Rest = &Rest{Point: r.Point, Files: after} })
+	return agentapi.PointResult{Report: r}, err
+}
+
+func identifyAll(disks []switchback.Disk) (map[string]FileIdentity, error) {
+	m := map[string]FileIdentity{}
+	for _, d := range disks {
+		id, err := identify(d.Path)
+		if err != nil {
+			return nil, err
+		}
+		m[d.Name] = id
+	}
+	return m, nil
+}
+
+func (a *Agent) fence(ctx context.Context, _ *task, req agentapi.Task, p agentapi.FenceParams) (any, error) {
+	v, done, err := a.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	as := v.assignment()
+	v.stopEngine()
+	dom, err := a.hv.Domain(ctx, as.VM)
+	absent := switchback.CodeOf(err) == switchback.CodeNotFound
+	if err != nil && !absent {
+		return nil, err
+	}
+	if as.Role == agentapi.RoleSource && !absent && dom.State != hypervisor.StateOff {
+		return nil, switchback.Errorf(switchback.CodeConflict, "VM %s is %s: it must be off before it is fenced", as.Name, dom.State)
+	}
+	message := fmt.Sprintf("VM %s is active at site %s (epoch %d); to run it here, fail back to this site with 'switchback vm failback %s'",
+		as.Name, p.ActiveSite, req.Epoch, as.Name)
+	if err := a.setFence(as.VM, message); err != nil {
+		return nil, err
+	}
+	err = v.change(func(x *Assignment) {
+		x.Role, x.Epoch, x.Held = agentapi.RoleFenced, req.Epoch, false
+		x.Autostart = x.Autostart || (!absent && dom.Autostart)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if absent {
+		return nil, nil
+	}
+	if dom.Autostart {
+		if err := a.hv.SetAutostart(ctx, as.VM, false); err != nil {
+			return nil, err
+		}
+	}
+	return nil, v.enforceFence(ctx)
+}
+
+func (a *Agent) reinstate(ctx context.Context, _ *task, req agentapi.Task, p agentapi.ReinstateParams) (any, error) {
+	v, done, err := a.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := v.roleIs(agentapi.RoleFenced, agentapi.RoleSource); err != nil {
+		return nil, err
+	}
+	v.stopEngine()
+	as := v.assignment()
+	if err := v.change(func(x *Assignment) { x.Role, x.Epoch, x.Held, x.Rest = agentapi.RoleSource, req.Epoch, false, nil }); err != nil {
+		return nil, err
+	}
+	if err := a.clearFence(as.VM); err != nil {
+		return nil, err
+	}
+	if as.Autostart {
+		if err := a.hv.SetAutostart(ctx, as.VM, true); err != nil {
+			return nil, err
+		}
+	}
+	if p.Start {
+		dom, err := a.hv.Domain(ctx, as.VM)
+		if err != nil {
+			return nil, err
+		}
+		switch dom.State {
+		case hypervisor.StateOff:
+			if err := a.hv.Start(ctx, as.VM, false); err != nil {
+				return nil, err
+			}
+		case hypervisor.StatePaused:
+			if err := a.hv.Resume(ctx, as.VM); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return nil, v.startEngine(a.tasks.ctx)
+}
+
+func (a *Agent) setPolicy(ctx context.Context, _ *task, req agentapi.Task, p agentapi.SetPolicyParams) (any, error) {
+	v, done, err := a.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := v.change(func(x *Assignment) { x.Policy, x.Held = p.Policy, p.Paused }); err != nil {
+		return nil, err
+	}
+	if v.assignment().Role != agentapi.RoleSource {
+		return nil, nil
+	}
+	v.stopEngine()
+	return nil, v.startEngine(a.tasks.ctx)
+}

@@ -1,0 +1,359 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/qemu"
+	"github.com/switchback-dr/switchback/replicator"
+)
+
+// activate makes the new side own the epoch, durably, before anything starts.
+func (a *Agent) activate(ctx context.Context, _ *task, req agentapi.Task, _ struct{}) (any, error) {
+	v, done, err := a.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := v.roleIs(agentapi.RoleTarget, agentapi.RoleActive); err != nil {
+		return nil, err
+	}
+	replica, err := v.openReplica()
+	if err != nil {
+		return nil, err
+	}
+	if err := replica.SetEpoch(req.Epoch); err != nil {
+		return nil, err
+	}
+	return nil, v.change(func(x *Assignment) { x.Role, x.Epoch = agentapi.RoleActive, req.Epoch })
+}
+
+// start runs the VM from the view at a point. Each part finds out whether it
+// was done before.
+func (a *Agent) start(ctx context.Context, t *task, req agentapi.Task, p agentapi.StartParams) (any, error) {
+	v, done, err := a.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := v.roleIs(agentapi.RoleActive); err != nil {
+		return nil, err
+	}
+	as := v.assignment()
+	if as.Run != nil && as.Run.Sequence != p.Sequence {
+		return nil, switchback.Errorf(switchback.CodeConflict, "VM %s was started from point %d, not %d", as.Name, as.Run.Sequence, p.Sequence)
+	}
+	if as.Run != nil && as.Run.Started {
+		dom, err := a.hv.Domain(ctx, as.VM)
+		if err != nil {
+			return nil, err
+		}
+		if dom.State == hypervisor.StateRunning {
+			return agentapi.StartResult{RunningAt: as.Run.StartedAt, Socket: as.Run.Socket}, nil
+		}
+	}
+	if as.Run == nil {
+		if err := v.planRun(ctx, req.Epoch, p); err != nil {
+			return nil, err
+		}
+		as = v.assignment()
+	}
+	run := as.Run
+	t.Report("opening the view", nil)
+	if err := v.ensureView(ctx); err != nil {
+		return nil, err
+	}
+	// A half-started VM of an earlier attempt never ran: it was paused.
+	dom, err := a.hv.Domain(ctx, as.VM)
+	if err == nil && dom.State != hypervisor.StateOff && !run.Started {
+		if err := a.hv.Destroy(ctx, as.VM); err != nil {
+			return nil, err
+		}
+	}
+	sources := map[string]hypervisor.DiskSource{}
+	for _, d := range as.Disks {
+		path := run.Overlays[d.Name]
+		if !run.Started {
+			os.Remove(path)
+			backing := fmt.Sprintf("nbd+unix:///%s?socket=%s", d.Name, run.Socket)
+			if err := qemu.Create(ctx, path, qemu.CreateOptions{Format: "qcow2", SizeBytes: d.SizeBytes, Backing: backing, BackingFormat: "raw"}); err != nil {
+				return nil, err
+			}
+		}
+		sources[d.Name] = hypervisor.DiskSource{Path: path, Format: "qcow2", BackingSocket: run.Socket, BackingExport: d.Name}
+	}
+	definition, err := a.hv.Translate(p.Definition, hypervisor.Translation{Disks: sources, Networks: p.Networks})
+	if err != nil {
+		return nil, err
+	}
+	if err := a.clearFence(as.VM); err != nil {
+		return nil, err
+	}
+	if _, err := a.hv.Define(ctx, definition); err != nil {
+		return nil, err
+	}
+	t.Report("starting the guest", nil)
+	if err := a.hv.Start(ctx, as.VM, true); err != nil {
+		return nil, err
+	}
+	if err := a.hv.CreateCheckpoint(ctx, as.VM, run.Checkpoint, diskNames(as.Disks)); err != nil {
+		return nil, err
+	}
+	// Started is made durable before the guest may write: from here on the
+	// overlays are never made anew.
+	now := time.Now()
+	if err := v.change(func(x *Assignment) { r := *x.Run; r.Started, r.StartedAt = true, now; x.Run = &r }); err != nil {
+		return nil, err
+	}
+	if err := a.hv.Resume(ctx, as.VM); err != nil {
+		return nil, err
+	}
+	return agentapi.StartResult{RunningAt: now, Socket: run.Socket}, nil
+}
+
+func diskNames(disks []switchback.Disk) []string {
+	var names []string
+	for _, d := range disks {
+		names = append(names, d.Name)
+	}
+	return names
+}
+
+// planRun decides what the VM will run on and makes that durable, with the pin
+// and the definition that stood here before.
+func (v *vm) planRun(ctx context.Context, epoch switchback.Epoch, p agentapi.StartParams) error {
+	a, as := v.agent, v.assignment()
+	replica, err := v.openReplica()
+	if err != nil {
+		return err
+	}
+	run := &Run{Epoch: epoch, Sequence: p.Sequence, Pin: fmt.Sprintf("run-%d", epoch), Overlays: map[string]string{},
+		Socket: filepath.Join(a.cfg.RunDir, string(as.Protection)+".view"), Checkpoint: replicator.CheckpointName(epoch, 0)}
+	for _, d := range as.Disks {
+		run.Overlays[d.Name] = filepath.Join(as.Dir, fmt.Sprintf("overlay-%d-%s.qcow2", epoch, d.Name))
+	}
+	if err := replica.Pin(run.Pin, p.Sequence, map[string]string{"vm": as.Name, "for": "uncommitted VM"}); err != nil {
+		return err
+	}
+	old, err := a.hv.Definition(ctx, as.VM, false)
+	if err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
+		return err
+	}
+	run.Previous = old
+	return v.change(func(x *Assignment) { x.Run = run })
+}
+
+// ensureView serves the view of an uncommitted VM from a process of its own
+// that outlives this agent. A view that is being served is left alone.
+func (v *vm) ensureView(ctx context.Context) error {
+	as := v.assignment()
+	if as.Run == nil || as.Run.Viewless {
+		return nil
+	}
+	if c, err := net.Dial("unix", as.Run.Socket); err == nil {
+		return c.Close()
+	}
+	os.Remove(as.Run.Socket)
+	name := "switchback-view-" + string(as.Protection)
+	args := []string{v.agent.cfg.Executable, "export", "--replica", as.ReplicaDir, "--point", fmt.Sprint(as.Run.Sequence), "--socket", as.Run.Socket,
+		"--pid-file", as.Run.Socket + ".pid"}
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		// A scope of its own: stopping the agent's unit must not take the view away.
+		args = append([]string{"systemd-run", "--scope", "--quiet", "--collect", "--unit", name}, args...)
+	}
+	logFile, err := os.OpenFile(filepath.Join(v.agent.cfg.LogDir, name+".log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer logFile.Close()
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the view: %w", err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	deadline := time.Now().Add(15 * time.Second)
+	for {
+		if c, err := net.Dial("unix", as.Run.Socket); err == nil {
+			return c.Close()
+		}
+		select {
+		case err := <-exited:
+			return switchback.Errorf(switchback.CodeInternal, "the process that serves the view ended: %v", err).
+				WithHint("see %s", logFile.Name())
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return switchback.Errorf(switchback.CodeTimeout, "the view does not answer on %s", as.Run.Socket).WithHint("see %s", logFile.Name())
+		}
+	}
+}
+
+// stopView ends the process that serves the view and waits until it is gone.
+func (v *vm) stopView(run *Run) error {
+	pidFile := run.Socket + ".pid"
+	b, err := os.ReadFile(pidFile)
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var pid int
+	if _, err := fmt.Sscan(string(b), &pid); err != nil {
+		return fmt.Errorf("pid file %s: %w", pidFile, err)
+	}
+	for i := 0; ; i++ {
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil || !strings.Contains(string(cmdline), run.Socket) {
+			break // gone, or the number is another process's now
+		}
+		if i == 0 {
+			if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && err != syscall.ESRCH {
+				return err
+			}
+		}
+		if i > 1000 {
+			return switchback.Errorf(switchback.CodeTimeout, "the process %d that serves the view does not end", pid)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	os.Remove(run.Socket)
+	return removeDurably(pidFile)
+}
+
+func (a *Agent) check(ctx context.Context, t *task, req agentapi.Task, p agentapi.CheckParams) (any, error) {
+	v, done, err := a.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	as := v.assignment()
+	r := agentapi.CheckResult{GuestAgent: "not asked"}
+	until := time.Now().Add(p.Settle)
+	for {
+		dom, err := a.hv.Domain(ctx, as.VM)
+		if err != nil {
+			return nil, err
+		}
+		if dom.State != hypervisor.StateRunning {
+			return nil, switchback.Errorf(switchback.CodeRefused, "VM %s is %s %s after its start", as.Name, dom.State, dom.PauseReason).
+				WithHint("cancel the failover, or look at the guest's console and retry")
+		}
+		r.Running = true
+		if time.Now().After(until) {
+			break
+		}
+		t.Report("watching the guest", nil)
+		sleep(ctx, 200*time.Millisecond)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+	}
+	if p.AgentTimeout > 0 {
+		r.GuestAgent = "silent"
+		if err := a.hv.AgentPing(ctx, as.VM, p.AgentTimeout); err == nil {
+			r.GuestAgent = "answered"
+		}
+	}
+	return r, nil
+}
+
+// abandon turns the new side off again (undo): its writes are kept beside the
+// replica, the definition that stood here before returns, the replica takes
+// points under the new epoch.
+func (a *Agent) abandon(ctx context.Context, t *task, req agentapi.Task, p agentapi.FenceParams) (any, error) {
+	v, done, err := a.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := v.roleIs(agentapi.RoleActive, agentapi.RoleTarget); err != nil {
+		return nil, err
+	}
+	as := v.assignment()
+	message := fmt.Sprintf("VM %s is active at site %s (epoch %d); this site is its recovery target", as.Name, p.ActiveSite, req.Epoch)
+	if err := a.setFence(as.VM, message); err != nil {
+		return nil, err
+	}
+	if run := as.Run; run != nil {
+		t.Report("stopping the guest", nil)
+		if err := a.hv.Destroy(ctx, as.VM); err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
+			return nil, err
+		}
+		if err := a.hv.Undefine(ctx, as.VM); err != nil {
+			return nil, err
+		}
+		if run.Previous != "" {
+			if _, err := a.hv.Define(ctx, run.Previous); err != nil {
+				return nil, err
+			}
+			if err := a.hv.SetAutostart(ctx, as.VM, false); err != nil {
+				return nil, err
+			}
+		}
+		if err := v.stopView(run); err != nil {
+			return nil, err
+		}
+		if err := v.keepWrites(ctx, as, run); err != nil {
+			return nil, err
+		}
+		replica, err := v.openReplica()
+		if err != nil {
+			return nil, err
+		}
+		if err := replica.Unpin(run.Pin); err != nil {
+			return nil, err
+		}
+	}
+	replica, err := v.openReplica()
+	if err != nil {
+		return nil, err
+	}
+	if err := replica.SetEpoch(req.Epoch); err != nil {
+		return nil, err
+	}
+	return nil, v.change(func(x *Assignment) { x.Role, x.Epoch, x.Run = agentapi.RoleTarget, req.Epoch, nil })
+}
+
+// keepWrites keeps what an abandoned run wrote, as images without their
+// backing: the clusters that were written, and nothing else.
+func (v *vm) keepWrites(ctx context.Context, as Assignment, run *Run) error {
+	dir := filepath.Join(as.Dir, "snapshots", fmt.Sprintf("epoch-%d-from-point-%d", run.Epoch, run.Sequence))
+	for _, d := range as.Disks {
+		from := run.Overlays[d.Name]
+		if _, err := os.Stat(from); os.IsNotExist(err) {
+			continue
+		}
+		if !run.Started {
+			if err := os.Remove(from); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		if err := qemu.Rebase(ctx, from, "", ""); err != nil {
+			return err
+		}
+		if err := os.Rename(from, filepath.Join(dir, d.Name+".qcow2")); err != nil {
+			return err
+		}
+	}
+	return nil
+}

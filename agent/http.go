@@ -1,0 +1,100 @@
+package agent
+
+import (
+	"net/http"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/transport"
+)
+
+// actions is the table of what the server can ask for.
+func (a *Agent) actions() map[string]action {
+	return map[string]action{
+		agentapi.ActionDescribe:       handle(a.describe),
+		agentapi.ActionPrepareReplica: handle(a.prepareReplica),
+		agentapi.ActionReplicate:      handle(a.replicate),
+		agentapi.ActionAwaitPoint:     handle(a.awaitPoint),
+		agentapi.ActionTakePoint:      handle(a.takePoint),
+		agentapi.ActionHold:           handle(a.hold),
+		agentapi.ActionShutdown:       handle(a.shutdown),
+		agentapi.ActionFinalPoint:     handle(a.finalPoint),
+		agentapi.ActionFence:          handle(a.fence),
+		agentapi.ActionReinstate:      handle(a.reinstate),
+		agentapi.ActionActivate:       handle(a.activate),
+		agentapi.ActionStart:          handle(a.start),
+		agentapi.ActionCheck:          handle(a.check),
+		agentapi.ActionAbandon:        handle(a.abandon),
+		agentapi.ActionFold:           handle(a.fold),
+		agentapi.ActionCollapse:       handle(a.collapse),
+		agentapi.ActionSettle:         handle(a.settle),
+		agentapi.ActionRetire:         handle(a.retire),
+		agentapi.ActionVerifyReplica:  handle(a.verifyReplica),
+		agentapi.ActionSetPolicy:      handle(a.setPolicy),
+		agentapi.ActionRelease:        handle(a.release),
+	}
+}
+
+func (a *Agent) handler() http.Handler {
+	mux := http.NewServeMux()
+	server := func(h http.Handler) http.Handler { return transport.RequireRole(h, transport.RoleServer) }
+	actions := a.actions()
+
+	mux.Handle("GET /v1/inventory", server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, err := a.hv.Host(r.Context())
+		if err != nil {
+			transport.WriteError(w, err)
+			return
+		}
+		domains, err := a.hv.Domains(r.Context())
+		if err != nil {
+			transport.WriteError(w, err)
+			return
+		}
+		transport.WriteJSON(w, http.StatusOK, agentapi.Inventory{Host: host, Domains: domains, Storage: a.storage()})
+	})))
+	mux.Handle("GET /v1/status", server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		transport.WriteJSON(w, http.StatusOK, a.Status(r.Context()))
+	})))
+	mux.Handle("GET /v1/points/{protection}", server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		v, err := a.vm(switchback.ProtectionID(r.PathValue("protection")))
+		if err != nil {
+			transport.WriteError(w, err)
+			return
+		}
+		replica, err := v.openReplica()
+		if err != nil {
+			transport.WriteError(w, err)
+			return
+		}
+		transport.WriteJSON(w, http.StatusOK, replica.Points())
+	})))
+	mux.Handle("POST /v1/tasks", server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var req agentapi.Task
+		if err := transport.ReadJSON(r, &req); err != nil {
+			transport.WriteError(w, err)
+			return
+		}
+		act, ok := actions[req.Action]
+		if !ok || req.Key == "" {
+			transport.WriteError(w, switchback.Errorf(switchback.CodeInvalid, "unknown action %q or no key", req.Action))
+			return
+		}
+		t := a.tasks.start(req, act)
+		wait := time.NewTimer(agentapi.PollWait)
+		defer wait.Stop()
+		select {
+		case <-t.done:
+		case <-wait.C:
+		case <-r.Context().Done():
+		}
+		transport.WriteJSON(w, http.StatusOK, t.snapshot())
+	})))
+	mux.Handle("DELETE /v1/tasks/{key...}", server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.tasks.cancel(r.PathValue("key"))
+		w.WriteHeader(http.StatusNoContent)
+	})))
+	a.routePeers(mux)
+	return mux
+}

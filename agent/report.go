@@ -1,0 +1,114 @@
+package agent
+
+import (
+	"context"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/transport"
+)
+
+// reportEvery is how often the agent tells the server how it stands.
+const reportEvery = 2 * time.Second
+
+// report sends the status until ctx ends. A server that does not answer is no
+// trouble: replication needs agents only.
+func (a *Agent) report(ctx context.Context) {
+	lost := false
+	for ctx.Err() == nil {
+		err := func() error {
+			c, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			_, err := transport.Call[struct{}](c, a.peers, http.MethodPost, "https://"+a.cfg.ServerAddress+"/v1/agents/report", a.Status(c))
+			return err
+		}()
+		if (err != nil) != lost && ctx.Err() == nil {
+			lost = err != nil
+			if lost {
+				a.log.Warn("the server does not take reports; replication goes on", "error", err)
+			} else {
+				a.log.Info("the server takes reports")
+			}
+		}
+		sleep(ctx, reportEvery)
+	}
+}
+
+// Status is what the agent reports.
+func (a *Agent) Status(ctx context.Context) agentapi.AgentStatus {
+	s := agentapi.AgentStatus{Version: a.cfg.Version, Address: a.cfg.Address, Time: time.Now(), Storage: a.storage()}
+	power := map[switchback.VMUUID]string{}
+	domains, err := a.hv.Domains(ctx)
+	if err != nil {
+		s.HypervisorError = err.Error()
+	}
+	for _, d := range domains {
+		power[d.UUID] = string(d.State)
+	}
+	for _, v := range a.all() {
+		st := v.status()
+		if st.Power = power[v.assignment().VM]; st.Power == "" {
+			st.Power = "absent"
+		}
+		s.VMs = append(s.VMs, st)
+	}
+	return s
+}
+
+func (v *vm) status() agentapi.VMStatus {
+	v.mu.Lock()
+	a, replica, engine, cond := v.a, v.replica, v.engine, v.cond
+	v.mu.Unlock()
+	st := agentapi.VMStatus{Protection: a.Protection, Role: a.Role, Epoch: a.Epoch, Snapshots: a.snapshots()}
+	if cond != nil {
+		st.Conditions = append(st.Conditions, *cond)
+	}
+	if engine != nil {
+		rs := engine.Status()
+		rs.Paused = a.Held
+		st.Replication = &rs
+		st.Conditions = append(st.Conditions, rs.Conditions...)
+	}
+	if replica != nil {
+		m := replica.Manifest()
+		r := &agentapi.ReplicaStatus{Dir: a.ReplicaDir, Seeded: !m.Seeding}
+		r.FreeBytes, _ = freeBytes(a.ReplicaDir)
+		points := replica.Points()
+		for _, p := range points {
+			r.JournalBytes += p.StoredBytes
+		}
+		if len(points) > 0 {
+			r.Points, r.Oldest, r.Newest = len(points), &points[0], &points[len(points)-1]
+		}
+		st.Replica = r
+	}
+	return st
+}
+
+// snapshots lists kept writes of abandoned runs.
+func (a Assignment) snapshots() []agentapi.Snapshot {
+	if a.Dir == "" {
+		return nil
+	}
+	dirs, _ := filepath.Glob(filepath.Join(a.Dir, "snapshots", "*"))
+	var list []agentapi.Snapshot
+	for _, d := range dirs {
+		s := agentapi.Snapshot{Name: filepath.Base(d)}
+		files, _ := filepath.Glob(filepath.Join(d, "*.qcow2"))
+		for _, f := range files {
+			st, err := os.Stat(f)
+			if err != nil {
+				continue
+			}
+			s.Files = append(s.Files, f)
+			s.SizeBytes += st.Size()
+			s.Time = st.ModTime()
+		}
+		list = append(list, s)
+	}
+	return list
+}

@@ -1,0 +1,114 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/replicator"
+)
+
+// task is one run of an action.
+type task struct {
+	mu    sync.Mutex
+	state agentapi.TaskState
+	done  chan struct{}
+	ended time.Time
+	stop  context.CancelFunc
+}
+
+func (t *task) snapshot() agentapi.TaskState {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.state
+}
+
+// Report shows how far the action is.
+func (t *task) Report(message string, p *replicator.Progress) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.state.Message, t.state.Progress = message, p
+}
+
+type action func(ctx context.Context, t *task, req agentapi.Task) (any, error)
+
+// handle adapts a typed action.
+func handle[P any](f func(ctx context.Context, t *task, req agentapi.Task, p P) (any, error)) action {
+	return func(ctx context.Context, t *task, req agentapi.Task) (any, error) {
+		var p P
+		if len(req.Params) > 0 {
+			if err := json.Unmarshal(req.Params, &p); err != nil {
+				return nil, switchback.Errorf(switchback.CodeInvalid, "parameters of %s: %w", req.Action, err)
+			}
+		}
+		return f(ctx, t, req, p)
+	}
+}
+
+// taskTable runs tasks and remembers the finished ones for a while.
+type taskTable struct {
+	ctx   context.Context // ends with the agent
+	wg    sync.WaitGroup
+	mu    sync.Mutex
+	tasks map[string]*task
+}
+
+// keepFinished is how long a finished task answers without being done again.
+const keepFinished = 10 * time.Minute
+
+// start attaches to the task of this key, or runs it. A failed one runs again.
+func (tt *taskTable) start(req agentapi.Task, act action) *task {
+	tt.mu.Lock()
+	defer tt.mu.Unlock()
+	now := time.Now()
+	for k, t := range tt.tasks {
+		s := t.snapshot()
+		if s.Done && (now.Sub(t.ended) > keepFinished || (k == req.Key && s.Error != nil)) {
+			delete(tt.tasks, k)
+		}
+	}
+	if t, ok := tt.tasks[req.Key]; ok {
+		return t
+	}
+	ctx, cancel := context.WithCancel(tt.ctx)
+	t := &task{done: make(chan struct{}), stop: cancel}
+	t.state.Key = req.Key
+	tt.tasks[req.Key] = t
+	tt.wg.Go(func() {
+		defer cancel()
+		result, err := act(ctx, t, req)
+		var raw json.RawMessage
+		if err == nil && result != nil {
+			raw, err = json.Marshal(result)
+		}
+		t.mu.Lock()
+		t.state.Done, t.state.Result, t.state.Error = true, raw, asError(err)
+		t.ended = time.Now()
+		t.mu.Unlock()
+		close(t.done)
+	})
+	return t
+}
+
+func (tt *taskTable) cancel(key string) {
+	tt.mu.Lock()
+	t := tt.tasks[key]
+	tt.mu.Unlock()
+	if t != nil {
+		t.stop()
+	}
+}
+
+// asError makes an *Error that keeps the code and the whole text over the wire.
+func asError(err error) *switchback.Error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := err.(*switchback.Error); ok && e.Err == nil {
+		return e
+	}
+	return &switchback.Error{Code: switchback.CodeOf(err), Message: err.Error()}
+}

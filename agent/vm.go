@@ -1,0 +1,298 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/extent"
+	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/journal"
+	"github.com/switchback-dr/switchback/nbd"
+	"github.com/switchback-dr/switchback/qemu"
+	"github.com/switchback-dr/switchback/replicator"
+)
+
+// vm is one protected VM at this agent. Actions on it are serialised by act;
+// the fields are guarded by mu.
+type vm struct {
+	agent *Agent
+	act   sync.Mutex
+
+	mu      sync.Mutex
+	a       Assignment
+	replica *journal.Replica
+	bases   map[string]*base // open writers while seeding
+	engine  *replicator.Engine
+	stop    context.CancelFunc
+	stopped chan struct{}
+	// folding is true while the background fold runs; seeding serialises opening the bases.
+	folding bool
+	seeding sync.Mutex
+	cond    *switchback.Condition // what the agent itself met outside a cycle
+}
+
+func (v *vm) assignment() Assignment {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.a
+}
+
+// change makes a new assignment durable before it counts.
+func (v *vm) change(f func(*Assignment)) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	a := v.a
+	f(&a)
+	if err := saveAssignment(v.agent.assignmentDir(), a); err != nil {
+		return err
+	}
+	if a.Role != v.a.Role || a.Epoch != v.a.Epoch {
+		v.agent.log.Info("assignment changed", "protection", a.Protection, "vm", a.Name, "from", v.a.Role, "to", a.Role, "epoch", a.Epoch)
+	}
+	v.a = a
+	return nil
+}
+
+// checkEpoch refuses a command that is older than what the agent knows, and
+// makes a newer epoch durable.
+func (v *vm) checkEpoch(e switchback.Epoch) error {
+	known := v.assignment().Epoch
+	if e == 0 {
+		return switchback.Errorf(switchback.CodeInvalid, "a command without an epoch")
+	}
+	if e < known {
+		return switchback.Errorf(switchback.CodeStaleEpoch, "the command carries epoch %d, this agent knows %d", e, known).
+			WithHint("the active site has changed since; look at the VM again")
+	}
+	return nil
+}
+
+// openReplica returns the replica kept here, opening it if need be.
+func (v *vm) openReplica() (*journal.Replica, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.replica != nil {
+		return v.replica, nil
+	}
+	if v.a.ReplicaDir == "" {
+		return nil, switchback.Errorf(switchback.CodeNotFound, "no replica of %s is kept at this site", v.a.Name)
+	}
+	r, err := journal.Options{ReserveBytes: v.agent.cfg.StorageReserveBytes}.Open(v.a.ReplicaDir)
+	if err != nil {
+		return nil, err
+	}
+	v.replica = r
+	return r, nil
+}
+
+func (v *vm) closeReplica() {
+	v.closeBases()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.replica != nil {
+		v.replica.Close()
+		v.replica = nil
+	}
+}
+
+// startEngine takes points until stopEngine. A running engine is left alone.
+func (v *vm) startEngine(ctx context.Context) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.engine != nil {
+		return nil
+	}
+	a := v.a
+	e, err := replicator.New(replicator.Config{
+		Protection: a.Protection, VM: a.VM, Epoch: a.Epoch, Disks: a.Disks, Policy: a.Policy,
+		Hypervisor: v.agent.hv,
+		Target:     &peerTarget{client: v.agent.peers, peer: a.Peer, protection: a.Protection},
+		Dir:        indexDir(v.agent.cfg.StateDir, a.Protection),
+		ScratchDir: v.agent.cfg.ScratchDir, SocketDir: v.agent.cfg.RunDir,
+		MustSend: a.MustSend, OpenOffline: v.openAtRest, Logger: v.agent.log,
+	})
+	if err != nil {
+		return err
+	}
+	v.engine = e
+	if a.Held {
+		return nil
+	}
+	run, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	v.stop, v.stopped = cancel, done
+	go func() {
+		defer close(done)
+		if err := e.Run(run); err != nil && run.Err() == nil {
+			v.agent.log.Error("replication ended", "protection", a.Protection, "error", err)
+		}
+	}()
+	return nil
+}
+
+// holdEngine stops the cycles but keeps the engine for single points.
+func (v *vm) holdEngine() {
+	v.mu.Lock()
+	stop, done := v.stop, v.stopped
+	v.stop, v.stopped = nil, nil
+	v.mu.Unlock()
+	if stop != nil {
+		stop()
+		<-done
+	}
+}
+
+func (v *vm) stopEngine() {
+	v.holdEngine()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.engine != nil {
+		v.engine.Close()
+		v.engine = nil
+	}
+}
+
+func (v *vm) running() *replicator.Engine {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.engine
+}
+
+// takeUp continues after a restart of the agent what the assignment says.
+func (v *vm) takeUp(ctx context.Context) {
+	a := v.assignment()
+	var err error
+	switch a.Role {
+	case agentapi.RoleSource:
+		err = v.startEngine(v.agent.tasks.ctx)
+	case agentapi.RoleTarget:
+		_, err = v.openReplica()
+	case agentapi.RoleActive:
+		err = v.ensureView(ctx)
+	case agentapi.RoleFenced:
+		err = v.enforceFence(ctx)
+	}
+	if err != nil && ctx.Err() == nil {
+		v.agent.log.Error("cannot take up where the agent was", "protection", a.Protection, "role", a.Role, "error", err)
+		v.setCondition(&switchback.Condition{Name: "agent-cannot-continue", Severity: switchback.SeverityCritical, Cause: err.Error(),
+			Remedy: "mend the cause and restart the agent"})
+	}
+}
+
+func (v *vm) setCondition(c *switchback.Condition) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.cond = c
+}
+
+// event reacts to what happened to a domain.
+func (v *vm) event(ctx context.Context, ev hypervisor.Event) {
+	a := v.assignment()
+	if ev.UUID != a.VM {
+		return
+	}
+	switch {
+	case ev.Kind == hypervisor.EventIOError:
+		if e := v.running(); e != nil {
+			e.IOError(ev.Disk + " " + ev.Detail)
+		}
+	case ev.Kind == hypervisor.EventStarted && a.Role == agentapi.RoleFenced:
+		if err := v.enforceFence(ctx); err != nil {
+			v.agent.log.Error("a fenced VM runs and cannot be stopped", "protection", a.Protection, "error", err)
+		}
+	}
+}
+
+// enforceFence stops a fenced domain that runs all the same.
+func (v *vm) enforceFence(ctx context.Context) error {
+	a := v.assignment()
+	dom, err := v.agent.hv.Domain(ctx, a.VM)
+	if switchback.CodeOf(err) == switchback.CodeNotFound {
+		return nil
+	}
+	if err != nil || dom.State == hypervisor.StateOff {
+		return err
+	}
+	v.agent.log.Warn("stopping a fenced VM that runs", "protection", a.Protection, "vm", a.Name)
+	return v.agent.hv.Destroy(ctx, a.VM)
+}
+
+// atRest is a reader of a disk of a domain that is off.
+type atRest struct {
+	*nbd.Client
+	server *qemu.NBDServer
+}
+
+func (r *atRest) Close() error {
+	return errors.Join(r.Client.Close(), r.server.Stop(context.Background()))
+}
+
+// openAtRest opens a disk at rest and unites what its bitmaps have marked.
+func (v *vm) openAtRest(ctx context.Context, d switchback.Disk, bitmaps []string) (replicator.DiskReader, extent.Set, error) {
+	var dirty extent.Set
+	a := v.assignment()
+	socket := filepath.Join(v.agent.cfg.RunDir, string(a.Protection)+"."+d.Name+".rest")
+	open := func(bitmap string) (*atRest, error) {
+		os.Remove(socket)
+		s, err := qemu.StartNBD(ctx, qemu.NBDOptions{Path: d.Path, Format: "qcow2", Socket: socket, Export: d.Name, Bitmap: bitmap, ReadOnly: true})
+		if err != nil {
+			return nil, err
+		}
+		contexts := []string{nbd.ContextAllocation}
+		if bitmap != "" {
+			contexts = append(contexts, nbd.ContextDirtyPrefix+bitmap)
+		}
+		c, err := nbd.Dial(ctx, "unix", socket, nbd.Options{Export: d.Name, MetaContexts: contexts})
+		if err != nil {
+			return nil, errors.Join(err, s.Stop(context.Background()))
+		}
+		return &atRest{c, s}, nil
+	}
+	info, err := qemu.Info(ctx, d.Path)
+	if err != nil {
+		return nil, dirty, err
+	}
+	for _, name := range bitmaps {
+		b, ok := info.Bitmap(name)
+		if !ok || b.Inconsistent() {
+			return nil, dirty, switchback.Errorf(switchback.CodeBitmapLost, "bitmap %s of %s is missing or inconsistent", name, d.Path)
+		}
+		r, err := open(name)
+		if err != nil {
+			return nil, dirty, err
+		}
+		extents, err := r.BlockStatus(ctx, nbd.ContextDirtyPrefix+name, 0, r.Size())
+		if err = errors.Join(err, r.Close()); err != nil {
+			return nil, dirty, err
+		}
+		for _, x := range extents {
+			if x.Dirty() {
+				dirty.Add(x.Offset, x.Length)
+			}
+		}
+	}
+	r, err := open("")
+	if err != nil {
+		return nil, dirty, err
+	}
+	return r, dirty, nil
+}
+
+func freeBytes(dir string) (free, size int64) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, 0
+	}
+	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize
+}
+
+func indexDir(stateDir string, id switchback.ProtectionID) string {
+	return filepath.Join(stateDir, "index", string(id))
+}

@@ -1,0 +1,114 @@
+package agentapi
+
+import (
+	"encoding/json"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/replicator"
+)
+
+// Role is what an agent does for a protected VM.
+type Role string
+
+const (
+	// RoleSource: the VM is active here and replicated from here.
+	RoleSource Role = "source"
+	// RoleTarget: the replica is kept here.
+	RoleTarget Role = "target"
+	// RoleActive: the VM is active here and not replicated: switched or committed.
+	RoleActive Role = "active"
+	// RoleFenced: the VM is active elsewhere; its copy here must not run.
+	RoleFenced Role = "fenced"
+)
+
+// Task is a request to carry out an action.
+type Task struct {
+	// Key is unique per operation, step and attempt-independent: the same key is the same effect.
+	Key        string                  `json:"key"`
+	Action     string                  `json:"action"`
+	Protection switchback.ProtectionID `json:"protection"`
+	Epoch      switchback.Epoch        `json:"epoch"`
+	Params     json.RawMessage         `json:"params,omitempty"`
+}
+
+// TaskState is how a task stands.
+type TaskState struct {
+	Key string `json:"key"`
+	// Done is true when Result or Error is final.
+	Done     bool                 `json:"done"`
+	Result   json.RawMessage      `json:"result,omitempty"`
+	Error    *switchback.Error    `json:"error,omitempty"`
+	Progress *replicator.Progress `json:"progress,omitempty"`
+	Message  string               `json:"message,omitempty"`
+}
+
+// Peer is the agent at the other end of a replication.
+type Peer struct {
+	Agent   switchback.AgentID `json:"agent"`
+	Site    switchback.SiteID  `json:"site"`
+	Address string             `json:"address"`
+}
+
+// Inventory is what an agent's hypervisor has.
+type Inventory struct {
+	Host    hypervisor.Host     `json:"host"`
+	Domains []hypervisor.Domain `json:"domains"`
+	// Storage is where replicas are kept here.
+	Storage Storage `json:"storage"`
+}
+
+// Storage is a directory that holds replicas.
+type Storage struct {
+	Path      string `json:"path"`
+	FreeBytes int64  `json:"free_bytes"`
+	SizeBytes int64  `json:"size_bytes"`
+}
+
+// VMStatus is what an agent reports of one protected VM.
+type VMStatus struct {
+	Protection switchback.ProtectionID `json:"protection"`
+	Role       Role                    `json:"role"`
+	Epoch      switchback.Epoch        `json:"epoch"`
+	// Power is the domain's state here; "absent" when it is not defined.
+	Power string `json:"power"`
+	// Replication is set for a source.
+	Replication *replicator.Status `json:"replication,omitempty"`
+	// Replica is set where a replica is kept.
+	Replica *ReplicaStatus `json:"replica,omitempty"`
+	// Snapshots are kept writes of abandoned runs.
+	Snapshots  []Snapshot             `json:"snapshots,omitempty"`
+	Conditions []switchback.Condition `json:"conditions,omitempty"`
+}
+
+// ReplicaStatus describes a replica at its target.
+type ReplicaStatus struct {
+	Dir          string            `json:"dir"`
+	Seeded       bool              `json:"seeded"`
+	Points       int               `json:"points"`
+	Oldest       *switchback.Point `json:"oldest,omitempty"`
+	Newest       *switchback.Point `json:"newest,omitempty"`
+	JournalBytes int64             `json:"journal_bytes"`
+	FreeBytes    int64             `json:"free_bytes"`
+}
+
+// Snapshot is what a run that was abandoned wrote, kept until removed.
+type Snapshot struct {
+	Name      string    `json:"name"`
+	Files     []string  `json:"files"`
+	SizeBytes int64     `json:"size_bytes"`
+	Time      time.Time `json:"time"`
+}
+
+// AgentStatus is what an agent reports to the server.
+type AgentStatus struct {
+	Version string     `json:"version"`
+	// Address is where peers and the server reach the agent.
+	Address string     `json:"address"`
+	Time    time.Time  `json:"time"`
+	Storage Storage    `json:"storage"`
+	VMs     []VMStatus `json:"vms"`
+	// HypervisorError is set when the hypervisor does not answer.
+	HypervisorError string `json:"hypervisor_error,omitempty"`
+}

@@ -1,0 +1,184 @@
+package api
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/operation"
+	"github.com/switchback-dr/switchback/recovery"
+	"github.com/switchback-dr/switchback/transport"
+)
+
+// Client is a client of the server's API.
+type Client struct {
+	http   *http.Client
+	server string
+}
+
+// Dial reads the client's credentials and the server's address from dir, as the
+// server makes them in STATE/admin. It does not connect yet.
+func Dial(dir string) (*Client, error) {
+	creds, err := transport.LoadCredentials(dir)
+	if err != nil {
+		return nil, &switchback.Error{Code: switchback.CodeOf(err), Message: "no usable client credentials in " + dir, Err: err,
+			Hint: "copy STATE/admin from the server and name it with --config or SWITCHBACK_CONFIG"}
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "server"))
+	if err != nil {
+		return nil, switchback.Errorf(switchback.CodeInvalid, "the server's address: %w", err)
+	}
+	c := transport.NewHTTPClient(transport.ClientConfig{Credentials: creds, Want: transport.AnyServer})
+	return &Client{http: c, server: strings.TrimSpace(string(b))}, nil
+}
+
+func call[R any](ctx context.Context, c *Client, method, path string, body any) (R, error) {
+	return transport.Call[R](ctx, c.http, method, "https://"+c.server+path, body)
+}
+
+// Sites lists sites with their agents.
+func (c *Client) Sites(ctx context.Context) ([]Site, error) {
+	return call[[]Site](ctx, c, http.MethodGet, "/v1/sites", nil)
+}
+
+// CreateSite adds a site. An existing one is CodeConflict.
+func (c *Client) CreateSite(ctx context.Context, id switchback.SiteID) error {
+	_, err := call[Site](ctx, c, http.MethodPost, "/v1/sites", CreateSiteRequest{ID: id})
+	return err
+}
+
+// DeleteSite removes a site without agents.
+func (c *Client) DeleteSite(ctx context.Context, id switchback.SiteID) error {
+	_, err := call[struct{}](ctx, c, http.MethodDelete, "/v1/sites/"+url.PathEscape(string(id)), nil)
+	return err
+}
+
+// MintToken makes a one-time join token for an agent of a site.
+func (c *Client) MintToken(ctx context.Context, site switchback.SiteID, validFor time.Duration) (Token, error) {
+	return call[Token](ctx, c, http.MethodPost, "/v1/sites/"+url.PathEscape(string(site))+"/tokens", TokenRequest{ValidFor: validFor})
+}
+
+// Agents lists all agents.
+func (c *Client) Agents(ctx context.Context) ([]Agent, error) {
+	return call[[]Agent](ctx, c, http.MethodGet, "/v1/agents", nil)
+}
+
+// Machines lists every VM of the sites.
+func (c *Client) Machines(ctx context.Context) ([]Machine, error) {
+	return call[[]Machine](ctx, c, http.MethodGet, "/v1/machines", nil)
+}
+
+// VMs lists the protected VMs.
+func (c *Client) VMs(ctx context.Context) ([]VM, error) {
+	return call[[]VM](ctx, c, http.MethodGet, "/v1/vms", nil)
+}
+
+// VM returns one by name, UUID or protection ID.
+func (c *Client) VM(ctx context.Context, name string) (VM, error) {
+	return call[VM](ctx, c, http.MethodGet, "/v1/vms/"+url.PathEscape(name), nil)
+}
+
+// Points lists a VM's recovery points, oldest first.
+func (c *Client) Points(ctx context.Context, name string) ([]switchback.Point, error) {
+	return call[[]switchback.Point](ctx, c, http.MethodGet, "/v1/vms/"+url.PathEscape(name)+"/points", nil)
+}
+
+// Request asks for an operation on a VM, or for its plan.
+func (c *Client) Request(ctx context.Context, vm string, kind recovery.Kind, req OperationRequest) (OperationAnswer, error) {
+	return call[OperationAnswer](ctx, c, http.MethodPost, "/v1/vms/"+url.PathEscape(vm)+"/operations/"+url.PathEscape(string(kind)), req)
+}
+
+// Operations lists operations, newest first.
+func (c *Client) Operations(ctx context.Context, vm string, unfinished bool, limit int) ([]operation.Record, error) {
+	q := url.Values{"limit": {fmt.Sprint(limit)}, "unfinished": {fmt.Sprint(unfinished)}}
+	if vm != "" {
+		q.Set("vm", vm)
+	}
+	return call[[]operation.Record](ctx, c, http.MethodGet, "/v1/operations?"+q.Encode(), nil)
+}
+
+func operationPath(id switchback.OperationID, rest string) string {
+	return "/v1/operations/" + url.PathEscape(string(id)) + rest
+}
+
+// Operation returns one operation.
+func (c *Client) Operation(ctx context.Context, id switchback.OperationID) (operation.Record, error) {
+	return call[operation.Record](ctx, c, http.MethodGet, operationPath(id, ""), nil)
+}
+
+// OperationLog returns the log lines after a sequence number.
+func (c *Client) OperationLog(ctx context.Context, id switchback.OperationID, after int64) ([]operation.LogLine, error) {
+	l, err := call[OperationLog](ctx, c, http.MethodGet, operationPath(id, fmt.Sprintf("/log?after=%d", after)), nil)
+	return l.Lines, err
+}
+
+// CancelOperation asks for an operation to be stopped and undone.
+func (c *Client) CancelOperation(ctx context.Context, id switchback.OperationID) error {
+	_, err := call[struct{}](ctx, c, http.MethodPost, operationPath(id, "/cancel"), struct{}{})
+	return err
+}
+
+// RetryOperation lets a failed operation go on.
+func (c *Client) RetryOperation(ctx context.Context, id switchback.OperationID) error {
+	_, err := call[struct{}](ctx, c, http.MethodPost, operationPath(id, "/retry"), struct{}{})
+	return err
+}
+
+// Watch calls see with an operation each time it changes, until it has ended.
+// A server that restarts meanwhile is waited for, for a minute.
+func (c *Client) Watch(ctx context.Context, id switchback.OperationID, see func(operation.Record)) error {
+	lost := time.Time{}
+	for {
+		ended, err := c.watch(ctx, id, see)
+		switch {
+		case ended || ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil && !switchback.IsRetryable(err):
+			return err
+		case lost.IsZero():
+			lost = time.Now()
+		case time.Since(lost) > time.Minute:
+			return err
+		}
+		if err == nil {
+			lost = time.Time{}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+func (c *Client) watch(ctx context.Context, id switchback.OperationID, see func(operation.Record)) (ended bool, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.server+operationPath(id, "/watch"), nil)
+	if err != nil {
+		return false, err
+	}
+	resp, err := transport.Do(c.http, req)
+	if err != nil {
+		return false, err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, 8<<20)
+	for lines.Scan() {
+		var rec operation.Record
+		if err := json.Unmarshal(lines.Bytes(), &rec); err != nil {
+			return false, err
+		}
+		see(rec)
+		if rec.State.Finished() {
+			return true, nil
+		}
+	}
+	return false, nil // the stream broke: ask again
+}

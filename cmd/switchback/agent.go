@@ -1,0 +1,94 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agent"
+	"github.com/switchback-dr/switchback/hypervisor/libvirt"
+)
+
+// agentCommand runs the agent; its subcommands join and list.
+func (c *cli) agentCommand() *cobra.Command {
+	var cfg agent.Config
+	var libvirtSocket, logLevel string
+	cmd := &cobra.Command{Use: "agent", Short: "Run the agent of a site", Args: cobra.NoArgs}
+	cmd.PersistentFlags().StringVar(&cfg.StateDir, "state", "/var/lib/switchback", "state directory")
+	f := cmd.Flags()
+	f.StringVar(&cfg.RunDir, "run", "/run/switchback", "directory of sockets")
+	f.StringVar(&cfg.StorageDir, "storage", "", "directory of replicas (default STATE/storage)")
+	f.StringVar(&cfg.ScratchDir, "scratch", "", "directory of scratch files (default STATE/scratch)")
+	f.StringVar(&cfg.Listen, "listen", "", "address to listen on (default: the one given at join)")
+	f.StringVar(&libvirtSocket, "libvirt", "/run/libvirt/libvirt-sock", "libvirt's socket")
+	f.StringVar(&cfg.LibvirtPIDFile, "libvirt-pid", "/run/libvirtd.pid", "libvirtd's pid file, to tell it about the hook")
+	f.Int64Var(&cfg.StorageReserveBytes, "storage-reserve", 256<<20, "bytes kept free in the storage")
+	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		log, err := newLogger(cmd.ErrOrStderr(), logLevel)
+		if err != nil {
+			return err
+		}
+		joined, err := agent.LoadIdentity(cfg.StateDir)
+		if err != nil {
+			return err
+		}
+		hv, err := libvirt.New(libvirt.Config{Socket: libvirtSocket, Logger: log})
+		if err != nil {
+			return err
+		}
+		defer hv.Close()
+		cfg.Hypervisor, cfg.Logger, cfg.Version = hv, log, version
+		cfg.Credentials, cfg.Address, cfg.ServerAddress = joined.Credentials, joined.Address, joined.Server
+		if cfg.Listen == "" {
+			cfg.Listen = joined.Address
+		}
+		a, err := agent.New(cfg)
+		if err != nil {
+			return err
+		}
+		return a.Run(cmd.Context())
+	}
+
+	var address string
+	join := &cobra.Command{Use: "join TOKEN", Short: "Join a site with a one-time token", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		if !strings.Contains(address, ":") {
+			return switchback.Errorf(switchback.CodeInvalid, "--address HOST:PORT is needed: how the server and the other agents reach this agent")
+		}
+		id, err := agent.Join(cmd.Context(), cfg.StateDir, args[0], address, version)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.out, "joined as %s; credentials are in %s\nrun it: switchback agent --state %s\n", id, filepath.Join(cfg.StateDir, "identity"), cfg.StateDir)
+		return nil
+	}}
+	join.Flags().StringVar(&address, "address", "", "how this agent is reached, host:port")
+
+	list := &cobra.Command{Use: "list", Short: "List all agents", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		agents, err := cl.Agents(cmd.Context())
+		if err != nil {
+			return err
+		}
+		return c.show(agents, func(w io.Writer) {
+			table(w, "AGENT\tSITE\tADDRESS\tVERSION\tLAST SEEN\tHEALTH", func(row func(string, ...any)) {
+				for _, a := range agents {
+					health := "ok"
+					if !a.Healthy {
+						health = a.Reason
+					}
+					row("%s\t%s\t%s\t%s\t%s\t%s", a.ID, a.Site, a.Address, a.Version, ago(a.LastSeen), health)
+				}
+			})
+		})
+	}}
+	cmd.AddCommand(join, list)
+	return cmd
+}

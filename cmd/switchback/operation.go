@@ -1,0 +1,272 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/operation"
+)
+
+func (c *cli) operationCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "operation", Aliases: []string{"op"}, Short: "List, show and watch operations"}
+	var vm string
+	var all bool
+	var limit int
+	list := &cobra.Command{Use: "list", Short: "List operations, newest first", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		ops, err := cl.Operations(cmd.Context(), vm, !all && vm == "", limit)
+		if err != nil {
+			return err
+		}
+		return c.show(ops, func(w io.Writer) {
+			table(w, "ID\tOPERATION\tSTATE\tSTARTED\tTOOK\tBY", func(row func(string, ...any)) {
+				for _, o := range ops {
+					row("%s\t%s\t%s\t%s\t%s\t%s", o.ID, o.Title, o.State, ago(o.CreatedAt), took(o), o.RequestedBy)
+				}
+			})
+		})
+	}}
+	list.Flags().StringVar(&vm, "vm", "", "only those of a VM")
+	list.Flags().BoolVar(&all, "all", false, "ended ones, too")
+	list.Flags().IntVar(&limit, "limit", 50, "at most so many")
+	show := &cobra.Command{Use: "show ID", Short: "Show an operation with its steps and log", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		rec, err := cl.Operation(cmd.Context(), switchback.OperationID(args[0]))
+		if err != nil {
+			return err
+		}
+		log, err := cl.OperationLog(cmd.Context(), rec.ID, 0)
+		if err != nil {
+			return err
+		}
+		return c.show(struct {
+			operation.Record
+			Log []operation.LogLine `json:"log"`
+		}{rec, log}, func(w io.Writer) {
+			printOperation(w, rec)
+			if len(log) > 0 {
+				fmt.Fprintln(w, "\nlog")
+			}
+			for _, l := range log {
+				fmt.Fprintf(w, "  %s %-5s %s%s\n", l.Time.Local().Format("15:04:05.000"), l.Level, l.Message, attrs(l.Attrs))
+			}
+		})
+	}}
+	watch := &cobra.Command{Use: "watch ID", Short: "Follow an operation until it ends", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		return c.follow(cmd.Context(), cl, switchback.OperationID(args[0]))
+	}}
+	cancel := &cobra.Command{Use: "cancel ID", Short: "Stop an operation and undo what it did", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		if err := cl.CancelOperation(cmd.Context(), switchback.OperationID(args[0])); err != nil {
+			return err
+		}
+		return c.follow(cmd.Context(), cl, switchback.OperationID(args[0]))
+	}}
+	retry := &cobra.Command{Use: "retry ID", Short: "Let a failed operation go on", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		if err := cl.RetryOperation(cmd.Context(), switchback.OperationID(args[0])); err != nil {
+			return err
+		}
+		return c.follow(cmd.Context(), cl, switchback.OperationID(args[0]))
+	}}
+	cmd.AddCommand(list, show, watch, cancel, retry)
+	return cmd
+}
+
+func attrs(m map[string]string) string {
+	var b strings.Builder
+	for k, v := range m {
+		fmt.Fprintf(&b, " %s=%s", k, v)
+	}
+	return b.String()
+}
+
+func took(o operation.Record) string {
+	if o.EndedAt.IsZero() {
+		return "-"
+	}
+	return seconds(o.EndedAt.Sub(o.CreatedAt))
+}
+
+func stepTook(s operation.StepRecord) string {
+	switch {
+	case s.StartedAt.IsZero():
+		return ""
+	case s.EndedAt.IsZero():
+		return seconds(time.Since(s.StartedAt))
+	}
+	return seconds(s.EndedAt.Sub(s.StartedAt))
+}
+
+func printOperation(w io.Writer, rec operation.Record) {
+	fmt.Fprintf(w, "%s  %s  %s", rec.ID, rec.Title, rec.State)
+	if !rec.EndedAt.IsZero() {
+		fmt.Fprintf(w, "  in %s", took(rec))
+	}
+	fmt.Fprintln(w)
+	table(w, "  STEP\tSTATE\tTOOK\t", func(row func(string, ...any)) {
+		for _, s := range rec.Steps {
+			detail := ""
+			if s.Error != nil {
+				detail = s.Error.Error()
+			} else if s.Progress != nil && s.State == operation.StepRunning {
+				detail = progressText(*s.Progress)
+			}
+			row("  %s\t%s\t%s\t%s", s.Title, s.State, stepTook(s), detail)
+		}
+	})
+	if rec.Error != nil {
+		printError(w, rec.Error)
+	}
+	printSummary(w, rec)
+}
+
+// printSummary prints what an operation measured, as far as it did.
+func printSummary(w io.Writer, rec operation.Record) {
+	if len(rec.Result) == 0 {
+		return
+	}
+	var s api.Summary
+	if json.Unmarshal(rec.Result, &s) != nil {
+		return
+	}
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "  %-14s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	if s.Outage > 0 {
+		line("outage", "%s (guest off until the guest let run again)", seconds(s.Outage))
+	}
+	if s.Point != nil {
+		line("point", "%d, %s, of %s", s.Point.Sequence, s.Point.Kind, s.Point.Time.Local().Format("2006-01-02 15:04:05.000"))
+	}
+	if s.Mode != "" {
+		line("copied by", "%s %s", s.Mode, s.Reason)
+	}
+	if s.BytesSent > 0 || s.BytesChanged > 0 {
+		line("network", "%s sent for %s changed", bytesText(s.BytesSent), bytesText(s.BytesChanged))
+	}
+	if s.FoldedBytes > 0 || s.CopiedBytes > 0 {
+		line("disks", "%s folded, %s moved", bytesText(s.FoldedBytes), bytesText(s.CopiedBytes))
+	}
+	if s.GuestAgent != "" {
+		line("guest agent", "%s", s.GuestAgent)
+	}
+	for _, x := range s.Removed {
+		line("removed", "%s", x)
+	}
+	for _, x := range s.Left {
+		line("left", "%s", x)
+	}
+	for _, d := range s.Seeds {
+		line("kept as seed", "%s", d.Path)
+	}
+}
+
+func progressText(p operation.Progress) string {
+	if p.TotalBytes == 0 {
+		return p.Message
+	}
+	return fmt.Sprintf("%.0f %% of %s, %s/s, ETA %s", p.Percent, bytesText(p.TotalBytes), bytesText(int64(p.RateBytesPerSecond)), seconds(p.ETA))
+}
+
+// follow shows an operation until it ends: a live bar on a terminal, a line per
+// change elsewhere. Its error is the operation's.
+func (c *cli) follow(ctx context.Context, cl *api.Client, id switchback.OperationID) error {
+	live := false
+	if f, ok := c.out.(*os.File); ok && !c.json() {
+		live = term.IsTerminal(int(f.Fd()))
+	}
+	shown := map[string]operation.StepState{}
+	var last operation.Record
+	err := cl.Watch(ctx, id, func(rec operation.Record) {
+		last = rec
+		if c.json() {
+			return
+		}
+		for _, s := range rec.Steps {
+			if live {
+				fmt.Fprint(c.out, "\r\x1b[K")
+			}
+			if s.State != operation.StepPending && shown[s.Name] != s.State {
+				shown[s.Name] = s.State
+				switch s.State {
+				case operation.StepDone, operation.StepSkipped, operation.StepFailed, operation.StepUndone, operation.StepUndoFailed:
+					fmt.Fprintf(c.out, "  %-8s %s  %s\n", s.State, s.Title, stepTook(s))
+				case operation.StepWaiting:
+					fmt.Fprintf(c.out, "  waiting  %s: %v\n", s.Title, s.Error)
+				case operation.StepUndoing:
+					fmt.Fprintf(c.out, "  undoing  %s\n", s.Title)
+				default:
+					if !live {
+						fmt.Fprintf(c.out, "  %-8s %s\n", s.State, s.Title)
+					}
+				}
+			}
+			if live && s.State == operation.StepRunning {
+				fmt.Fprintf(c.out, "  %s %s  %s", bar(s.Progress), s.Title, stepTook(s))
+				if s.Progress != nil {
+					fmt.Fprintf(c.out, "  %s", progressText(*s.Progress))
+				}
+			}
+		}
+	})
+	if live {
+		fmt.Fprint(c.out, "\r\x1b[K")
+	}
+	if err != nil {
+		return err
+	}
+	if c.json() {
+		if err := c.show(last, nil); err != nil {
+			return err
+		}
+	} else {
+		fmt.Fprintf(c.out, "%s %s in %s\n", last.Title, last.State, took(last))
+		printSummary(c.out, last)
+	}
+	switch last.State {
+	case operation.StateSucceeded:
+		return nil
+	case operation.StateCancelled:
+		return switchback.Errorf(switchback.CodeCancelled, "%s was cancelled", last.Title)
+	}
+	if last.Error != nil {
+		return last.Error
+	}
+	return switchback.Errorf(switchback.CodeInternal, "%s is %s", last.Title, last.State)
+}
+
+func bar(p *operation.Progress) string {
+	const width = 20
+	if p == nil || p.TotalBytes == 0 {
+		return "[" + strings.Repeat("·", width) + "]"
+	}
+	n := min(width, int(p.Percent/100*width))
+	return "[" + strings.Repeat("█", n) + strings.Repeat("·", width-n) + "]"
+}

@@ -1,0 +1,277 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/recovery"
+)
+
+func (c *cli) vmCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "vm", Short: "Protect VMs, move them, bring them back"}
+	cmd.AddCommand(c.vmList(), c.vmShow(), c.vmPoints())
+
+	var protectFrom, protectTo string
+	var networks map[string]string
+	policy := switchback.DefaultPolicy()
+	policyFlags := func(cmd *cobra.Command) {
+		cmd.Flags().DurationVar(&policy.Interval, "interval", policy.Interval, "time between recovery points, from 1s")
+		cmd.Flags().IntVar(&policy.KeepPoints, "keep", policy.KeepPoints, "how many of the newest points are kept")
+		cmd.Flags().StringVar(&policy.Compression, "compression", policy.Compression, "auto, none, s2 or zstd")
+	}
+	protect := c.vmOperation(recovery.Protect, "protect VM", "Replicate a VM to another site", func(req *api.OperationRequest, _ *cobra.Command) {
+		req.From, req.To, req.Networks, req.Policy = switchback.SiteID(protectFrom), switchback.SiteID(protectTo), networks, &policy
+	})
+	protect.Flags().StringVar(&protectTo, "to", "", "target site")
+	protect.Flags().StringVar(&protectFrom, "from", "", "source site; needed only where the name is ambiguous")
+	protect.Flags().StringToStringVar(&networks, "network", nil, "network at home=network at the target; repeatable")
+	policyFlags(protect)
+
+	edit := c.vmOperation(recovery.Edit, "edit VM", "Change the replication policy", func(req *api.OperationRequest, _ *cobra.Command) { req.Policy = &policy })
+	policyFlags(edit)
+
+	moves := func(cmd *cobra.Command, req *api.OperationRequest) {
+		cmd.Flags().StringVar(&req.Point, "point", "latest", "latest, latest-processed, or a point's number")
+		cmd.Flags().BoolVar(&req.AcceptLoss, "accept-loss", false, "agree to lose what was written after an older point")
+		cmd.Flags().DurationVar(&req.ShutdownDeadline, "shutdown-deadline", 90*time.Second, "how long the guest may take to power off")
+		cmd.Flags().BoolVar(&req.ForceOff, "force-off", false, "pull the plug when the deadline has passed")
+	}
+	var move api.OperationRequest
+	setMove := func(req *api.OperationRequest, _ *cobra.Command) {
+		dry := req.DryRun
+		*req = move
+		req.DryRun = dry
+	}
+	failover := c.vmOperation(recovery.Failover, "failover VM", "Move a VM to the other site (planned: nothing is lost)", setMove)
+	moves(failover, &move)
+	failback := c.vmOperation(recovery.Failback, "failback VM", "Move a VM home; reprotects first where needed", setMove)
+	moves(failback, &move)
+	failback.Flags().BoolVar(&move.AndCommit, "commit", false, "also commit")
+	failback.Flags().BoolVar(&move.AndReprotect, "reprotect", false, "also protect again in the forward direction (needs --commit)")
+
+	var remove bool
+	unprotect := c.vmOperation(recovery.Unprotect, "unprotect VM", "End the protection; says what it leaves", func(req *api.OperationRequest, _ *cobra.Command) { req.RemoveData = remove })
+	unprotect.Flags().BoolVar(&remove, "remove-data", false, "delete the replica or seed disks at the other site")
+
+	plain := func(k recovery.Kind, use, short string) *cobra.Command {
+		return c.vmOperation(k, use+" VM", short, func(*api.OperationRequest, *cobra.Command) {})
+	}
+	cmd.AddCommand(protect, edit, failover, failback, unprotect,
+		plain(recovery.TakePoint, "take-point", "Take a recovery point now"),
+		plain(recovery.Commit, "commit", "Make a switch final: plain local disks, points deleted"),
+		plain(recovery.Cancel, "cancel", "Undo an uncommitted switch, or stop the operation under way"),
+		plain(recovery.Reprotect, "reprotect", "Replicate a committed VM the other way, by delta"),
+		plain(recovery.Pause, "pause", "Hold replication"),
+		plain(recovery.Resume, "resume", "Go on with replication"),
+		plain(recovery.Retry, "retry", "Let the failed operation of a VM go on"))
+	return cmd
+}
+
+// vmOperation is a command that asks for an operation and follows it.
+func (c *cli) vmOperation(kind recovery.Kind, use, short string, fill func(*api.OperationRequest, *cobra.Command)) *cobra.Command {
+	var dry, noWait bool
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1)}
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "say what would be done, to what, how many bytes, how long; do nothing")
+	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return when the operation has begun")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		req := api.OperationRequest{DryRun: dry}
+		fill(&req, cmd)
+		return c.ask(cmd.Context(), cl, args[0], kind, req, noWait)
+	}
+	return cmd
+}
+
+func (c *cli) ask(ctx context.Context, cl *api.Client, vm string, kind recovery.Kind, req api.OperationRequest, noWait bool) error {
+	a, err := cl.Request(ctx, vm, kind, req)
+	if err != nil {
+		return err
+	}
+	if a.Plan != nil {
+		return c.show(a.Plan, func(w io.Writer) { printPlan(w, *a.Plan) })
+	}
+	if noWait {
+		return c.show(a.Operation, func(w io.Writer) {
+			fmt.Fprintf(w, "%s begun: %s\nwatch it: switchback operation watch %s\n", a.Operation.Title, a.Operation.ID, a.Operation.ID)
+		})
+	}
+	if !c.json() {
+		fmt.Fprintf(c.out, "%s (%s)\n", a.Operation.Title, a.Operation.ID)
+	}
+	return c.follow(ctx, cl, a.Operation.ID)
+}
+
+func printPlan(w io.Writer, p api.Plan) {
+	fmt.Fprintf(w, "%s %s would do this (nothing has been done):\n", p.Kind, p.VM)
+	for i, s := range p.Steps {
+		fmt.Fprintf(w, "  %2d. %s\n", i+1, s.Title)
+	}
+	for _, x := range p.Changes {
+		fmt.Fprintf(w, "  changes: %s\n", x)
+	}
+	for _, x := range p.Keeps {
+		fmt.Fprintf(w, "  keeps:   %s\n", x)
+	}
+	fmt.Fprintf(w, "  network: about %s (%s)\n", bytesText(p.Bytes), p.Basis)
+	fmt.Fprintf(w, "  time:    about %s", seconds(p.Time))
+	if p.Outage > 0 {
+		fmt.Fprintf(w, ", outage about %s", seconds(p.Outage))
+	}
+	fmt.Fprintln(w)
+}
+
+func (c *cli) vmList() *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{Use: "list", Short: "List protected VMs, or with --all every VM of the sites", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		if all {
+			ms, err := cl.Machines(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.show(ms, func(w io.Writer) {
+				table(w, "VM\tSITE\tPOWER\tDISKS\tPROTECTION", func(row func(string, ...any)) {
+					for _, m := range ms {
+						prot := "-"
+						if m.Protection != "" {
+							prot = m.Role
+						}
+						row("%s\t%s\t%s\t%d\t%s", m.Domain.Name, m.Site, m.Domain.State, len(m.Domain.Disks), prot)
+					}
+				})
+			})
+		}
+		vms, err := cl.VMs(cmd.Context())
+		if err != nil {
+			return err
+		}
+		return c.show(vms, func(w io.Writer) {
+			table(w, "VM\tPHASE\tACTIVE AT\tREPLICATES TO\tHEALTH\tLAST POINT\tRPO\tNOW", func(row func(string, ...any)) {
+				for _, v := range vms {
+					to, last, rpo, now := "-", "-", "-", "-"
+					if v.Phase == switchback.PhaseProtected || v.Phase == switchback.PhaseSeeding || v.Phase == switchback.PhaseReprotecting {
+						to = string(v.Target)
+					}
+					if v.LastPoint != nil {
+						last = fmt.Sprint(v.LastPoint.Sequence)
+					}
+					if v.RPOSeconds > 0 {
+						rpo = fmt.Sprintf("%.1f s", v.RPOSeconds)
+					}
+					if v.Current != nil {
+						now = fmt.Sprintf("%s %s", v.Current.Kind, v.Current.State)
+					}
+					row("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", v.Name, v.Phase, v.Source, to, v.Health, last, rpo, now)
+				}
+			})
+		})
+	}}
+	cmd.Flags().BoolVar(&all, "all", false, "every VM of the sites, protected or not")
+	return cmd
+}
+
+func (c *cli) vmShow() *cobra.Command {
+	return &cobra.Command{Use: "show VM", Short: "Show a protected VM: phase, health, figures, what may be done", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		v, err := cl.VM(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return c.show(v, func(w io.Writer) { printVM(w, v) })
+	}}
+}
+
+func printVM(w io.Writer, v api.VM) {
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%-14s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	line("VM", "%s (%s), protection %s", v.Name, v.Protection.VM, v.ID)
+	line("phase", "%s", v.Phase)
+	line("active at", "%s, epoch %d (home is %s)", v.Source, v.Epoch, v.Home)
+	line("other site", "%s", v.Target)
+	line("policy", "a point every %s, %d kept, compression %s", v.Policy.Interval, v.Policy.KeepPoints, v.Policy.Compression)
+	for _, d := range v.Disks {
+		line("disk", "%s, %s", d.Name, bytesText(d.SizeBytes))
+	}
+	line("health", "%s", v.Health)
+	for _, x := range v.Conditions {
+		line("  "+string(x.Severity), "%s: %s (remedy: %s)", x.Name, x.Cause, x.Remedy)
+	}
+	if v.LastPoint != nil {
+		line("last point", "%d, %s, %s", v.LastPoint.Sequence, v.LastPoint.Kind, ago(v.LastPoint.Time))
+	}
+	if s := v.AtSource; s != nil && s.Replication != nil {
+		r := s.Replication
+		if r.Progress != nil {
+			line("copying", "%s: %.0f %% of %s, %s/s, ETA %s", r.Activity, r.Progress.Percent, bytesText(r.Progress.TotalBytes), bytesText(int64(r.Progress.RateBytesPerSecond)), seconds(r.Progress.ETA))
+		}
+		if r.Cycles > 0 {
+			line("RPO", "p50 %.2f s, p99 %.2f s, max %.2f s over %d cycles", r.RPOP50Seconds, r.RPOP99Seconds, r.RPOMaxSeconds, r.Cycles)
+		}
+		if lc := r.LastCycle; lc != nil {
+			line("last cycle", "%s in %s: %s dirty, %s changed, %s sent (%s)", lc.Mode, seconds(lc.Total), bytesText(lc.DirtyBytes), bytesText(lc.ChangedBytes), bytesText(lc.SentBytes), lc.Codec)
+		}
+	}
+	if t := v.AtTarget; t != nil && t.Replica != nil {
+		line("replica", "%d points, journal %s, %s free at the target", t.Replica.Points, bytesText(t.Replica.JournalBytes), bytesText(t.Replica.FreeBytes))
+		for _, s := range t.Snapshots {
+			line("snapshot", "%s: %s set aside (%s)", s.Name, bytesText(s.SizeBytes), ago(s.Time))
+		}
+	}
+	for site, disks := range v.Seeds {
+		for _, d := range disks {
+			line("seed", "%s at %s: kept for the next reprotect, removed by unprotect --remove-data", d.Path, site)
+		}
+	}
+	if v.Current != nil {
+		line("operation", "%s %s: %s", v.Current.ID, v.Current.Title, v.Current.State)
+	}
+	fmt.Fprintln(w, "operations")
+	for _, a := range v.Allowed {
+		if a.Allowed {
+			fmt.Fprintf(w, "  %-11s possible\n", a.Kind)
+		} else {
+			fmt.Fprintf(w, "  %-11s not now: %s", a.Kind, a.Reason)
+			if a.Remedy != "" {
+				fmt.Fprintf(w, " (%s)", a.Remedy)
+			}
+			fmt.Fprintln(w)
+		}
+	}
+}
+
+func (c *cli) vmPoints() *cobra.Command {
+	return &cobra.Command{Use: "points VM", Short: "List the recovery points of a VM", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		points, err := cl.Points(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return c.show(points, func(w io.Writer) {
+			table(w, "POINT\tTIME\tKIND\tEPOCH\tCHANGED\tSTORED\tNOTE", func(row func(string, ...any)) {
+				for _, p := range points {
+					row("%d\t%s\t%s\t%d\t%s\t%s\t%s", p.Sequence, p.Time.Local().Format("2006-01-02 15:04:05.000"), p.Kind, p.Epoch,
+						bytesText(p.ChangedBytes), bytesText(p.StoredBytes), p.ResyncReason)
+				}
+			})
+		})
+	}}
+}

@@ -1,0 +1,87 @@
+package server
+
+import (
+	"net/http"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/store"
+	"github.com/switchback-dr/switchback/transport"
+)
+
+const maxTokenLife = 7 * 24 * time.Hour
+
+func (s *Server) mintToken(r *http.Request) (any, error) {
+	var req api.TokenRequest
+	if err := transport.ReadJSON(r, &req); err != nil {
+		return nil, err
+	}
+	if req.ValidFor <= 0 || req.ValidFor > maxTokenLife {
+		return nil, switchback.Errorf(switchback.CodeInvalid, "a token is valid for up to %s, not %s", maxTokenLife, req.ValidFor)
+	}
+	site := switchback.SiteID(r.PathValue("site"))
+	now := time.Now()
+	t := transport.MintToken(s.cfg.Addresses, s.ca.Fingerprint(), site, now.Add(req.ValidFor))
+	err := s.store.CreateJoinToken(r.Context(), store.JoinToken{Hash: transport.HashSecret(t.Secret), Site: site, CreatedAt: now, ExpiresAt: t.ExpiresAt})
+	return api.Token{Token: t.String(), Site: site, Expires: t.ExpiresAt}, err
+}
+
+// join redeems a token: once, for one agent. The same agent may repeat it.
+func (s *Server) join(r *http.Request) (any, error) {
+	var req transport.JoinRequest
+	if err := transport.ReadJSON(r, &req); err != nil {
+		return nil, err
+	}
+	id, err := transport.AgentIDFor([]byte(req.CSRPEM))
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	t, err := s.store.RedeemJoinToken(r.Context(), transport.HashSecret(req.Secret), id, now)
+	if err != nil {
+		return nil, err
+	}
+	identity := transport.Identity{Installation: s.ca.Installation(), Role: transport.RoleAgent, Site: t.Site, ID: string(id)}
+	resp, serial, expires, err := s.certify([]byte(req.CSRPEM), identity)
+	if err != nil {
+		return nil, err
+	}
+	err = s.store.SaveAgent(r.Context(), store.Agent{ID: id, Site: t.Site, Address: req.Agent.Address, Version: req.Agent.Version,
+		CertificateSerial: serial, CertificateExpires: expires, JoinedAt: now})
+	if err == nil {
+		s.log.Info("agent joined", "agent", id, "site", t.Site, "address", req.Agent.Address)
+	}
+	return resp, err
+}
+
+func (s *Server) certify(csr []byte, id transport.Identity) (transport.JoinResponse, string, time.Time, error) {
+	cert, err := s.ca.Sign(csr, id, agentTTL)
+	if err != nil {
+		return transport.JoinResponse{}, "", time.Time{}, err
+	}
+	serial, expires, err := transport.CertificateInfo(cert)
+	return transport.JoinResponse{CertificatePEM: string(cert), CAPEM: string(s.ca.CertificatePEM())}, serial, expires, err
+}
+
+// renew gives an agent that is known a new certificate for its identity.
+func (s *Server) renew(r *http.Request) (any, error) {
+	id, err := transport.PeerIdentity(r)
+	if err != nil {
+		return nil, err
+	}
+	var req transport.JoinRequest
+	if err := transport.ReadJSON(r, &req); err != nil {
+		return nil, err
+	}
+	a, err := s.store.Agent(r.Context(), switchback.AgentID(id.ID))
+	if err != nil {
+		return nil, err
+	}
+	resp, serial, expires, err := s.certify([]byte(req.CSRPEM), id)
+	if err != nil {
+		return nil, err
+	}
+	a.CertificateSerial, a.CertificateExpires = serial, expires
+	return resp, s.store.SaveAgent(r.Context(), a)
+}

@@ -1,0 +1,310 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/operation"
+)
+
+// switchParams are the parameters of failover and failback.
+type switchParams struct {
+	// Point is "latest", "latest-processed" or a sequence number.
+	Point            string        `json:"point"`
+	AcceptLoss       bool          `json:"accept_loss"`
+	ShutdownDeadline time.Duration `json:"shutdown_deadline"`
+	ForceOff         bool          `json:"force_off"`
+	// failback only
+	FromCommitted bool `json:"from_committed"`
+	AndCommit     bool `json:"and_commit"`
+	AndReprotect  bool `json:"and_reprotect"`
+}
+
+// switchSteps moves a VM that is protected and whose both sites are up. Undo
+// of everything from hold on is one piece (undoSwitch), on the step hold.
+func (s *Server) switchSteps() []operation.Step {
+	return []operation.Step{
+		{Name: "preflight", Title: "check the VM and both sites", RetryFor: shortRetry, Do: s.switchPreflight},
+		{Name: "sync", Title: "bring the target up to date", RetryFor: shortRetry, Cancellable: true, Do: s.switchSync},
+		{Name: "hold", Title: "hold replication", RetryFor: shortRetry, Do: s.switchHold, Undo: s.undoSwitch},
+		{Name: "shutdown", Title: "shut the guest down", RetryFor: shortRetry, Cancellable: true, Do: s.switchShutdown},
+		{Name: "final-point", Title: "ship the last changes", RetryFor: shortRetry, Cancellable: true, Do: s.switchFinalPoint},
+		{Name: "fence", Title: "fence the old side", RetryFor: shortRetry, Do: s.switchFence},
+		{Name: "activate", Title: "hand the new epoch to the new side", RetryFor: shortRetry, Do: s.switchActivate},
+		{Name: "start", Title: "start the guest from the point's view", RetryFor: shortRetry, Do: s.switchStart},
+		{Name: "check", Title: "check that it runs", RetryFor: shortRetry, Cancellable: true, Do: s.switchCheck},
+	}
+}
+
+func (s *Server) switchPreflight(ctx context.Context, r *operation.Run) error {
+	p, err := s.of(ctx, r)
+	if err != nil {
+		return err
+	}
+	var source, target agentapi.DescribeResult
+	if err := s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionDescribe, agentapi.DescribeParams{VM: p.VM, MustExist: true}, &source); err != nil {
+		return err
+	}
+	for _, d := range source.Domain.Disks {
+		if d.Unsupported == "" && d.Device == "disk" && len(d.Backing) > 0 {
+			return switchback.Errorf(switchback.CodeUnsupported, "disk %s has a backing image: %v", d.Name, d.Backing)
+		}
+	}
+	if err := s.agentDescribe(ctx, p.TargetAgent, p, &target); err != nil {
+		return err
+	}
+	if target.Domain.UUID != "" && target.Domain.State != hypervisor.StateOff {
+		return switchback.Errorf(switchback.CodeRefused, "VM %s is %s at site %s", p.Name, target.Domain.State, p.Target).WithHint("turn it off there")
+	}
+	return r.SetResult(source)
+}
+
+// agentDescribe asks an agent about the VM without a task of the run's key.
+func (s *Server) agentDescribe(ctx context.Context, agent switchback.AgentID, p switchback.Protection, out *agentapi.DescribeResult) error {
+	a, err := s.store.Agent(ctx, agent)
+	if err != nil {
+		return err
+	}
+	t := agentapi.Task{Key: "describe/" + string(p.ID) + "/" + strconv.FormatInt(time.Now().UnixNano(), 36), Action: agentapi.ActionDescribe, Protection: p.ID, Epoch: p.Epoch}
+	return s.agentClient(a.Address).Run(ctx, t, agentapi.DescribeParams{VM: p.VM}, out, nil)
+}
+
+// switchSync takes a point while the guest still runs, so that little is left
+// to ship after its shutdown.
+func (s *Server) switchSync(ctx context.Context, r *operation.Run) error {
+	var source agentapi.DescribeResult
+	if err := r.StepResult("preflight", &source); err != nil {
+		return err
+	}
+	if source.Domain.State == hypervisor.StateOff {
+		return operation.Skip("the guest is off")
+	}
+	p, err := s.of(ctx, r)
+	if err != nil {
+		return err
+	}
+	return s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionTakePoint, nil, nil)
+}
+
+func (s *Server) switchHold(ctx context.Context, r *operation.Run) error {
+	var source agentapi.DescribeResult
+	if err := r.StepResult("preflight", &source); err != nil {
+		return err
+	}
+	p, err := s.update(ctx, r.Protection(), func(p *switchback.Protection) error {
+		if p.Phase == switchback.PhaseSwitching {
+			return nil // before a restart
+		}
+		p.Phase = switchback.PhaseSwitching
+		p.Switch = &switchback.Switch{From: p.Source, To: p.Target, FromAgent: p.SourceAgent, ToAgent: p.TargetAgent,
+			PreviousEpoch: p.Epoch, StartedAt: time.Now(), WasRunning: source.Domain.State != hypervisor.StateOff}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionHold, nil, nil)
+}
+
+func (s *Server) switchShutdown(ctx context.Context, r *operation.Run) error {
+	var params switchParams
+	if err := r.Params(&params); err != nil {
+		return err
+	}
+	p, err := s.of(ctx, r)
+	if err != nil {
+		return err
+	}
+	var out agentapi.ShutdownResult
+	err = s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionShutdown, agentapi.ShutdownParams{Deadline: params.ShutdownDeadline, Force: params.ForceOff}, &out)
+	if switchback.CodeOf(err) == switchback.CodeTimeout {
+		// Not to be retried: the guest does not want to, and is still running.
+		return switchback.Errorf(switchback.CodeRefused, "%w", err).WithHint("shut the guest down from inside, or use --force-off")
+	}
+	if err != nil {
+		return err
+	}
+	r.Log(slog.LevelInfo, "guest is off", "was_running", out.WasRunning)
+	return r.SetResult(out)
+}
+
+func (s *Server) switchFinalPoint(ctx context.Context, r *operation.Run) error {
+	p, err := s.of(ctx, r)
+	if err != nil {
+		return err
+	}
+	var out agentapi.PointResult
+	if err := s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionFinalPoint, nil, &out); err != nil {
+		return err
+	}
+	if err := r.SetResult(out); err != nil {
+		return err
+	}
+	last := out.Report.Point
+	chosen, err := s.choosePoint(ctx, r, p, last)
+	if err != nil {
+		return err
+	}
+	r.Log(slog.LevelInfo, "last changes shipped", "sequence", last.Sequence, "chosen", chosen.Sequence, "changed_bytes", out.Report.ChangedBytes)
+	_, err = s.update(ctx, p.ID, func(p *switchback.Protection) error { p.Switch.Last, p.Switch.Point = last, chosen; return nil })
+	return err
+}
+
+// choosePoint resolves the parameter once everything that exists is at the target.
+func (s *Server) choosePoint(ctx context.Context, r *operation.Run, p switchback.Protection, last switchback.Point) (switchback.Point, error) {
+	var params switchParams
+	if err := r.Params(&params); err != nil {
+		return last, err
+	}
+	if params.Point == "" || params.Point == "latest" || params.Point == "latest-processed" {
+		return last, nil
+	}
+	points, err := s.points(ctx, p)
+	if err != nil {
+		return last, err
+	}
+	return findPoint(points, params.Point)
+}
+
+func findPoint(points []switchback.Point, name string) (switchback.Point, error) {
+	n, err := strconv.ParseUint(name, 10, 64)
+	if err != nil {
+		return switchback.Point{}, switchback.Errorf(switchback.CodeInvalid, "%q is no point", name).WithHint("latest, or a number that 'vm points' lists")
+	}
+	for _, p := range points {
+		if p.Sequence == switchback.Sequence(n) && n > 0 {
+			return p, nil
+		}
+	}
+	return switchback.Point{}, switchback.Errorf(switchback.CodeNotFound, "there is no point %s", name).WithHint("'vm points' lists them")
+}
+
+func (s *Server) switchFence(ctx context.Context, r *operation.Run) error {
+	p, err := s.update(ctx, r.Protection(), func(p *switchback.Protection) error {
+		if p.Switch.Epoch == 0 {
+			p.Epoch++
+			p.Switch.Epoch = p.Epoch
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return s.do(ctx, r, p.Switch.FromAgent, p.Switch.Epoch, agentapi.ActionFence, agentapi.FenceParams{ActiveSite: p.Switch.To}, nil)
+}
+
+func (s *Server) switchActivate(ctx context.Context, r *operation.Run) error {
+	p, err := s.of(ctx, r)
+	if err != nil {
+		return err
+	}
+	return s.do(ctx, r, p.Switch.ToAgent, p.Switch.Epoch, agentapi.ActionActivate, nil, nil)
+}
+
+func (s *Server) switchStart(ctx context.Context, r *operation.Run) error {
+	p, err := s.of(ctx, r)
+	if err != nil {
+		return err
+	}
+	var source agentapi.DescribeResult
+	if err := r.StepResult("preflight", &source); err != nil {
+		return err
+	}
+	networks := p.Networks
+	if p.Switch.To == p.Home {
+		networks = map[string]string{}
+		for home, away := range p.Networks {
+			networks[away] = home
+		}
+	}
+	var out agentapi.StartResult
+	err = s.do(ctx, r, p.Switch.ToAgent, p.Switch.Epoch, agentapi.ActionStart, agentapi.StartParams{
+		Sequence: p.Switch.Point.Sequence, Definition: source.Definition, Networks: networks}, &out)
+	if err != nil {
+		return err
+	}
+	return r.SetResult(out)
+}
+
+func (s *Server) switchCheck(ctx context.Context, r *operation.Run) error {
+	p, err := s.of(ctx, r)
+	if err != nil {
+		return err
+	}
+	var out agentapi.CheckResult
+	if err := s.do(ctx, r, p.Switch.ToAgent, p.Switch.Epoch, agentapi.ActionCheck, agentapi.CheckParams{Settle: 2 * time.Second, AgentTimeout: time.Second}, &out); err != nil {
+		return err
+	}
+	var off agentapi.ShutdownResult
+	var started agentapi.StartResult
+	if err := r.StepResult("shutdown", &off); err != nil {
+		return err
+	}
+	if err := r.StepResult("start", &started); err != nil {
+		return err
+	}
+	var final agentapi.PointResult
+	if err := r.StepResult("final-point", &final); err != nil {
+		return err
+	}
+	sum := api.Summary{Outage: started.RunningAt.Sub(off.OffAt), Point: &p.Switch.Point, GuestAgent: out.GuestAgent,
+		BytesSent: final.Report.SentBytes, BytesChanged: final.Report.ChangedBytes}
+	if err := r.SetSummary(sum); err != nil {
+		return err
+	}
+	_, err = s.update(ctx, p.ID, func(p *switchback.Protection) error {
+		p.Phase = switchback.PhaseSwitched
+		p.Source, p.Target = p.Switch.To, p.Switch.From
+		p.SourceAgent, p.TargetAgent = p.Switch.ToAgent, p.Switch.FromAgent
+		return nil
+	})
+	return err
+}
+
+// undoSwitch returns a VM to where it was: new side off, its writes kept, old
+// side on under a new epoch, replication resumed. From whichever step was reached.
+func (s *Server) undoSwitch(ctx context.Context, r *operation.Run) error {
+	p, err := s.of(ctx, r)
+	if err != nil {
+		return err
+	}
+	if p.Switch == nil {
+		return nil // never began, or undone before
+	}
+	p, err = s.update(ctx, p.ID, func(p *switchback.Protection) error {
+		p.Phase = switchback.PhaseUndoing
+		if p.Switch.UndoEpoch == 0 {
+			p.Epoch++
+			p.Switch.UndoEpoch = p.Epoch
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	sw := p.Switch
+	if err := s.do(ctx, r, sw.ToAgent, sw.UndoEpoch, agentapi.ActionAbandon, agentapi.FenceParams{ActiveSite: sw.From}, nil); err != nil {
+		return err
+	}
+	r.Log(slog.LevelInfo, "new side is off", "site", sw.To)
+	if err := s.do(ctx, r, sw.FromAgent, sw.UndoEpoch, agentapi.ActionReinstate, agentapi.ReinstateParams{Start: sw.WasRunning}, nil); err != nil {
+		return err
+	}
+	r.Log(slog.LevelInfo, "old side is active again, replication resumed", "site", sw.From)
+	_, err = s.update(ctx, p.ID, func(p *switchback.Protection) error {
+		p.Phase, p.Switch = switchback.PhaseProtected, nil
+		p.Source, p.Target, p.SourceAgent, p.TargetAgent = sw.From, sw.To, sw.FromAgent, sw.ToAgent
+		return nil
+	})
+	return err
+}
+
+func (s *Server) cancelSteps() []operation.Step {
+	return []operation.Step{{Name: "undo", Title: "new side off, old side on, replication resumed", RetryFor: shortRetry, Irreversible: true, Do: s.undoSwitch}}
+}

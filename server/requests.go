@@ -1,0 +1,245 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/operation"
+	"github.com/switchback-dr/switchback/recovery"
+)
+
+const defaultShutdownDeadline = 90 * time.Second
+
+// request handles an operation asked for a VM, by name.
+func (s *Server) request(ctx context.Context, who, name string, kind recovery.Kind, req api.OperationRequest) (api.OperationAnswer, error) {
+	if kind == recovery.Protect {
+		return s.requestProtect(ctx, who, name, req)
+	}
+	p, err := s.find(ctx, name)
+	if err != nil {
+		return api.OperationAnswer{}, err
+	}
+	v, err := s.view(ctx, p)
+	if err != nil {
+		return api.OperationAnswer{}, err
+	}
+	for _, a := range v.Allowed {
+		if a.Kind != kind {
+			continue
+		}
+		if !a.Allowed {
+			return api.OperationAnswer{}, switchback.Errorf(switchback.CodeRefused, "%s is not possible: %s", kind, a.Reason).WithHint("%s", a.Remedy)
+		}
+		return s.requestAllowed(ctx, who, v, kind, req)
+	}
+	return api.OperationAnswer{}, switchback.Errorf(switchback.CodeInvalid, "unknown operation %q", kind)
+}
+
+func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind recovery.Kind, req api.OperationRequest) (api.OperationAnswer, error) {
+	p := v.Protection
+	var params any
+	switch kind {
+	case recovery.Cancel:
+		if v.Current != nil && !v.Current.State.Finished() {
+			if req.DryRun {
+				return api.OperationAnswer{Plan: s.planCancelRunning(v)}, nil
+			}
+			if err := s.runner.Cancel(ctx, v.Current.ID); err != nil {
+				return api.OperationAnswer{}, err
+			}
+			rec, err := s.runner.Get(ctx, v.Current.ID)
+			return api.OperationAnswer{Operation: &rec}, err
+		}
+	case recovery.Retry:
+		if req.DryRun {
+			return api.OperationAnswer{}, switchback.Errorf(switchback.CodeInvalid, "retry has no dry run: it goes on with what was planned")
+		}
+		if err := s.runner.Retry(ctx, p.Operation); err != nil {
+			return api.OperationAnswer{}, err
+		}
+		rec, err := s.runner.Get(ctx, p.Operation)
+		return api.OperationAnswer{Operation: &rec}, err
+	case recovery.Failover, recovery.Failback:
+		sp := switchParams{Point: req.Point, AcceptLoss: req.AcceptLoss, ShutdownDeadline: req.ShutdownDeadline, ForceOff: req.ForceOff,
+			FromCommitted: kind == recovery.Failback && p.Phase == switchback.PhaseCommitted,
+			AndCommit:     req.AndCommit, AndReprotect: req.AndReprotect}
+		if sp.ShutdownDeadline == 0 {
+			sp.ShutdownDeadline = defaultShutdownDeadline
+		}
+		if sp.AndReprotect && !sp.AndCommit {
+			return api.OperationAnswer{}, switchback.Errorf(switchback.CodeInvalid, "to protect again the switch must be committed").WithHint("add --commit")
+		}
+		if kind == recovery.Failover && (sp.AndCommit || sp.AndReprotect) {
+			return api.OperationAnswer{}, switchback.Errorf(switchback.CodeInvalid, "failover does not commit by itself").WithHint("check the VM, then commit it")
+		}
+		if err := s.checkPoint(ctx, v, sp); err != nil && !req.DryRun {
+			return api.OperationAnswer{}, err
+		}
+		params = sp
+	case recovery.Unprotect:
+		params = unprotectParams{RemoveData: req.RemoveData}
+	case recovery.Edit, recovery.Pause, recovery.Resume:
+		e := editParams{Policy: p.Policy, Paused: p.Paused}
+		if kind == recovery.Edit && req.Policy != nil {
+			e.Policy = *req.Policy
+		}
+		if kind != recovery.Edit {
+			e.Paused = kind == recovery.Pause
+		}
+		if err := e.Policy.Validate(); err != nil {
+			return api.OperationAnswer{}, err
+		}
+		params, kind = e, recovery.Edit
+	}
+	if req.DryRun {
+		plan, err := s.plan(ctx, v, kind, params)
+		return api.OperationAnswer{Plan: plan}, err
+	}
+	rec, err := s.submit(ctx, who, p, string(kind), params)
+	return api.OperationAnswer{Operation: &rec}, err
+}
+
+// checkPoint refuses an older point unless the loss was accepted.
+func (s *Server) checkPoint(ctx context.Context, v api.VM, sp switchParams) error {
+	if sp.Point == "" || sp.Point == "latest" || sp.Point == "latest-processed" {
+		return nil
+	}
+	points, err := s.points(ctx, v.Protection)
+	if err != nil {
+		return err
+	}
+	chosen, err := findPoint(points, sp.Point)
+	if err != nil || sp.AcceptLoss {
+		return err
+	}
+	return switchback.Errorf(switchback.CodeRefused, "point %d is of %s: everything written since, %s and what follows until the shutdown, would be lost",
+		chosen.Sequence, chosen.Time.UTC().Format(time.RFC3339), time.Since(chosen.Time).Round(time.Second)).WithHint("choose latest, or add --accept-loss")
+}
+
+// submit makes the operation durable and links it to the VM.
+func (s *Server) submit(ctx context.Context, who string, p switchback.Protection, kind string, params any) (operation.Record, error) {
+	raw, err := json.Marshal(params)
+	if err != nil {
+		return operation.Record{}, err
+	}
+	if params == nil {
+		raw = nil
+	}
+	rec, err := s.runner.Submit(ctx, operation.Record{Kind: kind, Protection: p.ID, Title: kind + " " + p.Name, Params: raw, RequestedBy: who})
+	if err != nil {
+		return rec, err
+	}
+	_, err = s.update(ctx, p.ID, func(x *switchback.Protection) error {
+		// The operation may have ended already and said so.
+		if cur, gerr := s.runner.Get(ctx, rec.ID); gerr == nil && !cur.State.Finished() {
+			x.Operation = rec.ID
+		}
+		return nil
+	})
+	if switchback.CodeOf(err) == switchback.CodeNotFound {
+		err = nil // a quick unprotect
+	}
+	return rec, err
+}
+
+// requestProtect checks everything that can be checked before anything is made.
+func (s *Server) requestProtect(ctx context.Context, who, name string, req api.OperationRequest) (api.OperationAnswer, error) {
+	var none api.OperationAnswer
+	policy := switchback.DefaultPolicy()
+	if req.Policy != nil {
+		policy = *req.Policy
+	}
+	if err := policy.Validate(); err != nil {
+		return none, err
+	}
+	if req.To == "" {
+		return none, switchback.Errorf(switchback.CodeInvalid, "no target site").WithHint("--to SITE")
+	}
+	machines, err := s.machines(ctx, req.From)
+	if err != nil {
+		return none, err
+	}
+	var found []api.Machine
+	for _, m := range machines {
+		if m.Domain.Name == name || string(m.Domain.UUID) == name {
+			found = append(found, m)
+		}
+	}
+	if len(found) > 1 {
+		var active []api.Machine
+		for _, m := range found {
+			if m.Domain.State != hypervisor.StateOff && m.Role != "fenced" {
+				active = append(active, m)
+			}
+		}
+		found = active
+	}
+	if len(found) != 1 {
+		where := "any site"
+		if req.From != "" {
+			where = "site " + string(req.From)
+		}
+		if len(found) == 0 {
+			return none, switchback.Errorf(switchback.CodeNotFound, "no VM %q at %s", name, where).WithHint("'switchback vm list --all' shows every VM of the sites")
+		}
+		return none, switchback.Errorf(switchback.CodeConflict, "%d VMs match %q", len(found), name).WithHint("name the source site with --from, or use the UUID")
+	}
+	m := found[0]
+	if m.Protection != "" {
+		return none, switchback.Errorf(switchback.CodeConflict, "VM %s is protected already (%s)", name, m.Protection).WithHint("see 'switchback vm show %s'", name)
+	}
+	if m.Site == req.To {
+		return none, switchback.Errorf(switchback.CodeInvalid, "VM %s is at site %s: the target must be another site", name, req.To)
+	}
+	source, err := s.healthyAgent(ctx, m.Site)
+	if err != nil {
+		return none, err
+	}
+	target, err := s.healthyAgent(ctx, req.To)
+	if err != nil {
+		return none, err
+	}
+	if m.Domain.State != hypervisor.StateRunning && m.Domain.State != hypervisor.StatePaused {
+		return none, switchback.Errorf(switchback.CodeRefused, "VM %s is %s", name, m.Domain.State).WithHint("start it: changes are tracked while it runs")
+	}
+	if !m.Domain.Persistent {
+		return none, switchback.Errorf(switchback.CodeUnsupported, "VM %s is transient: it has no definition that outlives it", name).WithHint("define it")
+	}
+	disks, err := hypervisor.Protectable(m.Domain)
+	if err != nil {
+		return none, err
+	}
+	var id [6]byte
+	rand.Read(id[:])
+	p := switchback.Protection{ID: switchback.ProtectionID("p-" + hex.EncodeToString(id[:])), VM: m.Domain.UUID, Name: m.Domain.Name,
+		Home: m.Site, Source: m.Site, Target: req.To, SourceAgent: source.ID, TargetAgent: target.ID, Phase: switchback.PhaseUnprotected,
+		Epoch: 1, Policy: policy, Disks: disks, Networks: req.Networks, CreatedAt: time.Now()}
+	var prepared agentapi.PrepareReplicaResult
+	t := agentapi.Task{Key: "preflight/" + string(p.ID), Action: agentapi.ActionPrepareReplica, Protection: p.ID, Epoch: 1}
+	err = s.agentClient(target.Address).Run(ctx, t, agentapi.PrepareReplicaParams{VM: p.VM, Name: p.Name, Disks: disks, DryRun: true}, &prepared, nil)
+	if err != nil {
+		return none, err
+	}
+	if req.DryRun {
+		plan, err := s.plan(ctx, api.VM{Protection: p}, recovery.Protect, nil)
+		return api.OperationAnswer{Plan: plan}, err
+	}
+	if p, err = s.store.CreateProtection(ctx, p); err != nil {
+		return none, err
+	}
+	rec, err := s.submit(ctx, who, p, string(recovery.Protect), nil)
+	if err != nil {
+		if derr := s.store.DeleteProtection(ctx, p.ID, p.Version); derr != nil {
+			s.log.Error("a protection without operation is left", "protection", p.ID, "error", derr)
+		}
+		return none, err
+	}
+	return api.OperationAnswer{Operation: &rec}, nil
+}

@@ -1,0 +1,228 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/operation"
+	"github.com/switchback-dr/switchback/recovery"
+	"github.com/switchback-dr/switchback/replicator"
+	"github.com/switchback-dr/switchback/store"
+)
+
+// silentAfter is how long an agent may be silent before it counts as down.
+const silentAfter = 10 * time.Second
+
+func runCheckpoint(e switchback.Epoch) string { return replicator.CheckpointName(e, 0) }
+
+func (s *Server) agentClient(address string) *agentapi.Client {
+	return &agentapi.Client{HTTP: s.agents, Address: address}
+}
+
+func (s *Server) agentView(a store.Agent) api.Agent {
+	v := api.Agent{ID: a.ID, Site: a.Site, Address: a.Address, Version: a.Version, LastSeen: a.LastSeen}
+	if len(a.Status) > 0 {
+		var st agentapi.AgentStatus
+		if err := json.Unmarshal(a.Status, &st); err == nil {
+			v.Status = &st
+		}
+	}
+	switch {
+	case a.LastSeen.IsZero():
+		v.Reason = "it has not reported yet"
+	case time.Since(a.LastSeen) > silentAfter:
+		v.Reason = "silent since " + a.LastSeen.UTC().Format(time.RFC3339)
+	case v.Status != nil && v.Status.HypervisorError != "":
+		v.Reason = "its hypervisor does not answer: " + v.Status.HypervisorError
+	default:
+		v.Healthy = true
+	}
+	return v
+}
+
+func (s *Server) agentViews(ctx context.Context, site switchback.SiteID) ([]api.Agent, error) {
+	list, err := s.store.Agents(ctx, site)
+	if err != nil {
+		return nil, err
+	}
+	views := make([]api.Agent, len(list))
+	for i, a := range list {
+		views[i] = s.agentView(a)
+	}
+	return views, nil
+}
+
+// healthyAgent chooses the agent of a site that works for a VM.
+func (s *Server) healthyAgent(ctx context.Context, site switchback.SiteID) (api.Agent, error) {
+	if _, err := s.store.Site(ctx, site); err != nil {
+		return api.Agent{}, err
+	}
+	views, err := s.agentViews(ctx, site)
+	if err != nil {
+		return api.Agent{}, err
+	}
+	why := "it has no agent"
+	for _, v := range views {
+		if v.Healthy {
+			return v, nil
+		}
+		why = "agent " + string(v.ID) + ": " + v.Reason
+	}
+	return api.Agent{}, switchback.Errorf(switchback.CodeUnavailable, "site %s has no healthy agent: %s", site, why).
+		WithHint("start 'switchback agent' there, or join one: switchback site add / agent join")
+}
+
+// view gathers everything about one protected VM.
+func (s *Server) view(ctx context.Context, p switchback.Protection) (api.VM, error) {
+	v := api.VM{Protection: p, Health: "normal"}
+	facts := recovery.Facts{KeptDisks: len(p.Seeds[p.Target]) > 0}
+	for _, side := range []struct {
+		agent  switchback.AgentID
+		status **agentapi.VMStatus
+		up     *bool
+	}{{p.SourceAgent, &v.AtSource, &facts.SourceUp}, {p.TargetAgent, &v.AtTarget, &facts.TargetUp}} {
+		a, err := s.store.Agent(ctx, side.agent)
+		if err != nil {
+			return v, err
+		}
+		av := s.agentView(a)
+		*side.up = av.Healthy
+		if !av.Healthy {
+			v.Conditions = append(v.Conditions, switchback.Condition{Name: "agent-down", Severity: switchback.SeverityWarning,
+				Cause: "agent " + string(a.ID) + " of site " + string(a.Site) + ": " + av.Reason, Remedy: "start the agent, or mend the network to it", Since: a.LastSeen})
+		}
+		if av.Status == nil {
+			continue
+		}
+		for i := range av.Status.VMs {
+			if st := &av.Status.VMs[i]; st.Protection == p.ID {
+				*side.status = st
+				v.Conditions = append(v.Conditions, st.Conditions...)
+			}
+		}
+	}
+	if st := v.AtSource; st != nil && st.Replication != nil {
+		v.LastPoint = st.Replication.LastPoint
+		if pr := st.Replication.Progress; pr != nil {
+			facts.SeedPercent = pr.Percent
+		}
+	}
+	if st := v.AtTarget; st != nil && st.Replica != nil {
+		facts.Points = st.Replica.Points
+		if v.LastPoint == nil {
+			v.LastPoint = st.Replica.Newest
+		}
+	}
+	if p.Phase == switchback.PhaseProtected && v.LastPoint != nil {
+		v.RPOSeconds = time.Since(v.LastPoint.Time).Seconds()
+		if late := 3*p.Policy.Interval + 5*time.Second; !p.Paused && v.RPOSeconds > late.Seconds() && v.AtSource != nil && v.AtSource.Power != "off" {
+			v.Conditions = append(v.Conditions, switchback.Condition{Name: "rpo-exceeded", Severity: switchback.SeverityCritical, Since: v.LastPoint.Time,
+				Cause: "the newest point is older than three intervals", Remedy: "see the other conditions and the source agent's log"})
+		}
+	}
+	if p.Operation != "" {
+		rec, err := s.runner.Get(ctx, p.Operation)
+		if err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
+			return v, err
+		}
+		if err == nil {
+			v.Current = &rec
+			if rec.State.Finished() {
+				facts.Failed = rec.State == operation.StateFailed
+				if facts.Failed {
+					v.Conditions = append(v.Conditions, switchback.Condition{Name: "operation-failed", Severity: switchback.SeverityCritical, Since: rec.EndedAt,
+						Cause: rec.Kind + ": " + rec.Error.Error(), Remedy: "switchback operation retry " + string(rec.ID)})
+				}
+			} else {
+				facts.Running, facts.RunningID = rec.Kind, rec.ID
+				err := rec.CanCancel()
+				facts.Cancellable = err == nil
+				if err != nil {
+					facts.NotCancellable = err.Error()
+				}
+			}
+		}
+	}
+	for _, c := range v.Conditions {
+		if c.Severity == switchback.SeverityCritical {
+			v.Health = "critical"
+		} else if v.Health == "normal" {
+			v.Health = "warning"
+		}
+	}
+	v.Allowed = recovery.AllowedOperations(p, facts)
+	return v, nil
+}
+
+// find resolves a name, UUID or protection ID to a protected VM.
+func (s *Server) find(ctx context.Context, name string) (switchback.Protection, error) {
+	list, err := s.store.Protections(ctx)
+	if err != nil {
+		return switchback.Protection{}, err
+	}
+	var found []switchback.Protection
+	for _, p := range list {
+		if p.Name == name || string(p.VM) == name || string(p.ID) == name {
+			found = append(found, p)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return switchback.Protection{}, switchback.Errorf(switchback.CodeNotFound, "no protected VM %q", name).WithHint("'switchback vm list --all' shows every VM of the sites")
+	}
+	return switchback.Protection{}, switchback.Errorf(switchback.CodeConflict, "%d protected VMs are named %q", len(found), name).WithHint("use the UUID")
+}
+
+// points asks the agent that keeps the replica.
+func (s *Server) points(ctx context.Context, p switchback.Protection) ([]switchback.Point, error) {
+	keeper := p.TargetAgent
+	if p.Phase == switchback.PhaseSwitched || p.Phase == switchback.PhaseCommitting {
+		keeper = p.SourceAgent
+	}
+	a, err := s.store.Agent(ctx, keeper)
+	if err != nil {
+		return nil, err
+	}
+	return s.agentClient(a.Address).Points(ctx, p.ID)
+}
+
+// machines lists the VMs of all sites whose agents answer.
+func (s *Server) machines(ctx context.Context, site switchback.SiteID) ([]api.Machine, error) {
+	agents, err := s.store.Agents(ctx, site)
+	if err != nil {
+		return nil, err
+	}
+	protections, err := s.store.Protections(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var list []api.Machine
+	for _, a := range agents {
+		if !s.agentView(a).Healthy {
+			continue
+		}
+		inv, err := s.agentClient(a.Address).Inventory(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range inv.Domains {
+			m := api.Machine{Site: a.Site, Domain: d}
+			for _, p := range protections {
+				if p.VM == d.UUID {
+					m.Protection, m.Role = p.ID, "active"
+					if a.Site != p.Source {
+						m.Role = "fenced"
+					}
+				}
+			}
+			list = append(list, m)
+		}
+	}
+	return list, nil
+}
