@@ -14,7 +14,6 @@ func qemu(number int32, name string) procedure   { return procedure{programQEMU,
 // (QEMU_PROC_*). The newest of them came with libvirt 6.0.
 var (
 	procConnectOpen            = remote(1, "ConnectOpen")
-	procConnectClose           = remote(2, "ConnectClose")
 	procConnectGetVersion      = remote(4, "ConnectGetVersion")
 	procNodeGetInfo            = remote(6, "NodeGetInfo")
 	procConnectGetCapabilities = remote(7, "ConnectGetCapabilities")
@@ -110,12 +109,11 @@ const (
 
 // States and reasons of a domain (virDomainState, virDomainPausedReason).
 const (
-	domainRunning  = 1
-	domainBlocked  = 2
-	domainPaused   = 3
-	domainShutdown = 4
-	domainShutOff  = 5
-	domainCrashed  = 6
+	domainRunning = 1
+	domainBlocked = 2
+	domainPaused  = 3
+	domainShutOff = 5
+	domainCrashed = 6
 
 	pausedUser       = 1
 	pausedIOError    = 5

@@ -355,7 +355,7 @@ func TestRestart(t *testing.T) {
 
 	// A libvirtd that hangs: calls end with their context, then the driver
 	// finds out by itself.
-	quick, err := libvirt.New(libvirt.Config{Socket: r.site.LibvirtSocket(), KeepAliveInterval: 100 * time.Millisecond, KeepAliveCount: 3})
+	quick, err := libvirt.New(libvirt.Config{Socket: r.site.LibvirtSocket(), KeepAliveInterval: 250 * time.Millisecond, KeepAliveCount: 4})
 	must(err)
 	defer quick.Close()
 	_, err = quick.Domains(ctx)
