@@ -1,0 +1,37 @@
+// Package transport is how Switchback's processes talk: HTTP inside mutual TLS
+// 1.3 under the installation's own certificate authority.
+//
+// # Identities
+//
+// Every certificate carries one SPIFFE ID as URI subject alternative name
+// (https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md), with the
+// installation as trust domain:
+//
+//	spiffe://<installation>/server/<id>
+//	spiffe://<installation>/agent/<site>/<id>
+//	spiffe://<installation>/admin/<name>
+//
+// Peers are known by it, never by host name or address.
+//
+// # Who is checked where
+//
+// A client checks the server's certificate in the handshake, before anything is
+// sent. A server takes any certificate, or none, in the handshake, and
+// Authenticate judges it at each request: so a client of another installation,
+// or with an expired certificate, gets an answer that says so instead of a
+// broken connection. The caller owes: every handler stands behind Authenticate,
+// and behind RequireRole unless it is /v1/join.
+//
+// # Joining
+//
+// A join token names the servers, the SHA-256 of the CA certificate, and a
+// secret. The agent sends the secret only to a server that presents a chain to
+// that very CA. The server keeps only the secret's hash, and gives back a
+// certificate for the key the agent proved to have.
+//
+// # Errors
+//
+// Every error is a *switchback.Error and crosses the wire as
+// application/problem+json (RFC 9457), with its code unchanged. A peer that
+// cannot be reached is CodeUnavailable, with its address in the message.
+package transport

@@ -1,0 +1,165 @@
+package transport
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+
+	switchback "github.com/switchback-dr/switchback"
+)
+
+// Limits of one JSON document, in bytes.
+const (
+	MaxRequestBytes  = 4 << 20
+	MaxResponseBytes = 64 << 20
+	maxProblemBytes  = 64 << 10
+)
+
+// status is the one table from codes to HTTP. Several codes may share a status:
+// the code itself travels in the body.
+var status = map[switchback.Code]int{
+	switchback.CodeInvalid:      http.StatusBadRequest,
+	switchback.CodeNotFound:     http.StatusNotFound,
+	switchback.CodeConflict:     http.StatusConflict,
+	switchback.CodeRefused:      http.StatusUnprocessableEntity,
+	switchback.CodeStaleEpoch:   http.StatusPreconditionFailed,
+	switchback.CodeUnauthorized: http.StatusForbidden,
+	switchback.CodeUnavailable:  http.StatusServiceUnavailable,
+	switchback.CodeTimeout:      http.StatusGatewayTimeout,
+	switchback.CodeNoSpace:      http.StatusInsufficientStorage,
+	switchback.CodeCorrupt:      http.StatusUnprocessableEntity,
+	switchback.CodeBitmapLost:   http.StatusConflict,
+	switchback.CodeUnsupported:  http.StatusNotImplemented,
+	switchback.CodeCancelled:    http.StatusConflict,
+	switchback.CodeInternal:     http.StatusInternalServerError,
+}
+
+// StatusOf returns the HTTP status of a code.
+func StatusOf(code switchback.Code) int {
+	if s, ok := status[code]; ok {
+		return s
+	}
+	return http.StatusInternalServerError
+}
+
+// problem is the body of an error: RFC 9457 with code, op and hint as extension members.
+type problem struct {
+	Type   string          `json:"type"`
+	Title  string          `json:"title"`
+	Status int             `json:"status"`
+	Detail string          `json:"detail"`
+	Code   switchback.Code `json:"code"`
+	Op     string          `json:"op,omitempty"`
+	Hint   string          `json:"hint,omitempty"`
+}
+
+const problemType = "application/problem+json"
+
+// WriteError answers a request with an error. Nothing may have been written before.
+func WriteError(w http.ResponseWriter, err error) {
+	e := flatten(err)
+	p := problem{
+		Type: "urn:switchback:error:" + string(e.Code), Title: strings.ReplaceAll(string(e.Code), "_", " "),
+		Status: StatusOf(e.Code), Detail: e.Message, Code: e.Code, Op: e.Op, Hint: e.Hint,
+	}
+	w.Header().Set("Content-Type", problemType)
+	w.WriteHeader(p.Status)
+	_ = json.NewEncoder(w).Encode(p) // the client is gone, or it is not
+}
+
+// flatten turns any error into one without a cause: the cause's text goes into
+// the message, because it does not cross the wire.
+func flatten(err error) *switchback.Error {
+	if e, ok := err.(*switchback.Error); ok {
+		flat := *e
+		flat.Err = nil
+		if e.Err != nil && e.Err.Error() != "" {
+			flat.Message = strings.TrimPrefix(flat.Message+": ", ": ") + e.Err.Error()
+		}
+		return &flat
+	}
+	flat := &switchback.Error{Code: switchback.CodeOf(err), Message: err.Error()}
+	var e *switchback.Error
+	switch {
+	case errors.As(err, &e):
+		flat.Hint = e.Hint
+		if e.Hint != "" {
+			flat.Message = strings.TrimSuffix(flat.Message, " ("+e.Hint+")")
+		}
+	case errors.Is(err, context.DeadlineExceeded):
+		flat.Code = switchback.CodeTimeout
+	case errors.Is(err, context.Canceled):
+		flat.Code = switchback.CodeCancelled
+	}
+	return flat
+}
+
+// ReadError returns the *switchback.Error that an answer outside 2xx carries.
+// It reads the body, but does not close it.
+func ReadError(resp *http.Response) error {
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxProblemBytes))
+	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); kind == problemType {
+		var p problem
+		if err := json.Unmarshal(body, &p); err == nil && p.Code != "" {
+			return &switchback.Error{Code: p.Code, Op: p.Op, Message: p.Detail, Hint: p.Hint}
+		}
+	}
+	code := switchback.CodeInternal
+	switch resp.StatusCode {
+	case http.StatusNotFound, http.StatusMethodNotAllowed:
+		code = switchback.CodeUnsupported // no such route: the peer is of another version
+	case http.StatusBadRequest, http.StatusRequestEntityTooLarge:
+		code = switchback.CodeInvalid
+	case http.StatusUnauthorized, http.StatusForbidden:
+		code = switchback.CodeUnauthorized
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		code = switchback.CodeUnavailable
+	case http.StatusGatewayTimeout:
+		code = switchback.CodeTimeout
+	}
+	text := strings.TrimSpace(string(body[:min(len(body), 200)]))
+	where := ""
+	if resp.Request != nil {
+		where = " to " + resp.Request.Method + " " + resp.Request.URL.Redacted()
+	}
+	return switchback.Errorf(code, "answer %s%s: %s", resp.Status, where, text)
+}
+
+// WriteJSON answers a request with v.
+func WriteJSON(w http.ResponseWriter, httpStatus int, v any) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		WriteError(w, fmt.Errorf("encode answer: %w", err))
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(httpStatus)
+	_, _ = w.Write(append(data, '\n'))
+}
+
+// ReadJSON decodes a request's body: one document of at most MaxRequestBytes,
+// without fields that into does not know. CodeInvalid otherwise.
+func ReadJSON(r *http.Request, into any) error {
+	body, err := io.ReadAll(io.LimitReader(r.Body, MaxRequestBytes+1))
+	if err != nil {
+		return switchback.Errorf(switchback.CodeUnavailable, "read request: %w", err)
+	}
+	if len(body) > MaxRequestBytes {
+		return switchback.Errorf(switchback.CodeInvalid, "the request is larger than %d bytes", MaxRequestBytes)
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return switchback.Errorf(switchback.CodeInvalid, "request is not understood: %v", err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return switchback.Errorf(switchback.CodeInvalid, "request is not understood: more than one JSON document")
+	}
+	return nil
+}
