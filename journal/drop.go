@@ -25,8 +25,8 @@ func (r *Replica) DropAfter(seq switchback.Sequence) error {
 			return pinned(p, "dropping points after %d", seq)
 		}
 	}
-	if r.head().point.Sequence == seq && len(r.broken) == 0 {
-		return nil
+	if r.head().point.Sequence == seq && len(r.broken) == 0 && r.manifest.Dropping == nil {
+		return r.settle()
 	}
 	if err := r.update(func(m *Manifest) { m.Dropping = &seq }); err != nil {
 		return err
@@ -49,8 +49,6 @@ func (r *Replica) finishDrop() error {
 		return nil
 	}
 	seq := *r.manifest.Dropping
-	r.segments = slices.DeleteFunc(r.segments, func(s segmentInfo) bool { return s.point.Sequence > seq })
-	r.broken = slices.DeleteFunc(r.broken, func(d Damage) bool { return d.Segment > seq })
 	if err := r.removeSegments(func(s switchback.Sequence) bool { return s > seq }); err != nil {
 		return err
 	}
@@ -65,6 +63,9 @@ func (r *Replica) removeFolded() error {
 
 // removeSegments durably deletes segment files, newest first.
 func (r *Replica) removeSegments(which func(switchback.Sequence) bool) error {
+	if err := r.settle(); err != nil {
+		return err
+	}
 	sequences, err := listSegments(r.dir)
 	if err != nil {
 		return err

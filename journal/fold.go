@@ -70,7 +70,9 @@ func (r *Replica) Fold(ctx context.Context, upTo switchback.Sequence, open OpenB
 	}
 
 	r.mu.Lock()
-	if err = r.mayFold(upTo); err == nil && r.manifest.Folding != upTo {
+	if err = r.mayFold(upTo); err == nil && r.manifest.Folding == upTo {
+		err = r.settle()
+	} else if err == nil {
 		err = r.update(func(m *Manifest) { m.Folding = upTo })
 	}
 	r.mu.Unlock()
@@ -98,7 +100,6 @@ func (r *Replica) Fold(ctx context.Context, upTo switchback.Sequence, open OpenB
 	if err != nil {
 		return err
 	}
-	r.segments = r.segments[len(segments):]
 	return r.removeFolded()
 }
 

@@ -400,7 +400,9 @@ func (w *world) ensureBase(name string) {
 func (w *world) drop(seq switchback.Sequence) error {
 	w.dropped = seq
 	err := w.r.DropAfter(seq)
-	if err == nil || w.r.Manifest().Dropping != nil {
+	if err != nil { // it may have come to pass or not
+		w.acked = w.r.Points()
+	} else {
 		w.acked = slices.DeleteFunc(w.acked, func(p switchback.Point) bool { return p.Sequence > seq })
 	}
 	if err == nil {

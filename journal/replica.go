@@ -1,6 +1,8 @@
 package journal
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -48,11 +50,13 @@ type Replica struct {
 
 	mu       sync.Mutex // guards the rest; held over manifest writes
 	manifest Manifest
-	segments []segmentInfo // continue the base, ascending
-	broken   []Damage      // segments that are there but do not continue it
-	pins     map[string]Pin
-	temps    uint64 // names temporary files
-	closed   bool
+	// unsettled: the manifest file holds manifest, but may not after a crash.
+	unsettled bool
+	segments  []segmentInfo // continue the base, ascending
+	broken    []Damage      // segments that are there but do not continue it
+	pins      map[string]Pin
+	temps     uint64 // names temporary files
+	closed    bool
 }
 
 // segmentInfo is what is kept in memory of a closed segment.
@@ -315,11 +319,42 @@ func (r *Replica) update(change func(*Manifest)) error {
 	}
 	next := r.manifest.clone()
 	change(&next)
-	if err := writeDocument(r.fs, manifestPath(r.dir), next); err != nil {
-		return err
+	err := writeDocument(r.fs, manifestPath(r.dir), next)
+	if err == nil {
+		r.manifest, r.unsettled = next, false
+		r.trim()
+		return nil
 	}
-	r.manifest = next
-	return nil
+	// Views go by the file. If it was replaced already and only not made
+	// durable, it counts here too, but nothing may be built on it yet.
+	var onDisk Manifest
+	want, _ := json.Marshal(next)
+	if e := readDocument(manifestPath(r.dir), &onDisk); e == nil {
+		if got, _ := json.Marshal(onDisk); bytes.Equal(got, want) {
+			r.manifest, r.unsettled = next, true
+			r.trim()
+		}
+	}
+	return err
+}
+
+// trim forgets segments that the manifest says are folded or dropped; their
+// files may still be there.
+func (r *Replica) trim() {
+	after := func(seq switchback.Sequence) bool { return r.manifest.Dropping != nil && seq > *r.manifest.Dropping }
+	r.segments = slices.DeleteFunc(r.segments, func(s segmentInfo) bool {
+		return s.point.Sequence <= r.manifest.Base.Sequence || after(s.point.Sequence)
+	})
+	r.broken = slices.DeleteFunc(r.broken, func(d Damage) bool { return after(d.Segment) })
+}
+
+// settle makes the manifest durable if an update could not. It comes before
+// anything that relies on the manifest without writing it. The caller holds r.mu.
+func (r *Replica) settle() error {
+	if !r.unsettled {
+		return nil
+	}
+	return r.update(func(*Manifest) {})
 }
 
 // SetEpoch durably raises the epoch; from then on older ones are refused. The
@@ -331,8 +366,11 @@ func (r *Replica) SetEpoch(e switchback.Epoch) error {
 }
 
 func (r *Replica) setEpoch(e switchback.Epoch) error {
-	if err := r.checkEpoch(e); err != nil || e == r.manifest.Epoch {
+	if err := r.checkEpoch(e); err != nil {
 		return err
+	}
+	if e == r.manifest.Epoch {
+		return r.settle()
 	}
 	return r.update(func(m *Manifest) { m.Epoch = e })
 }
@@ -350,7 +388,7 @@ func (r *Replica) SetRetentionFrozen(frozen bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.manifest.RetentionFrozen == frozen {
-		return nil
+		return r.settle()
 	}
 	return r.update(func(m *Manifest) { m.RetentionFrozen = frozen })
 }

@@ -168,7 +168,7 @@ func (r *Replica) FinishSeed(point switchback.Point) error {
 	m := &r.manifest
 	if !m.Seeding {
 		if m.Base.Digest == point.Digest && m.Base.Sequence == point.Sequence {
-			return nil
+			return r.settle()
 		}
 		return switchback.Errorf(switchback.CodeConflict, "replica %s is seeded already: its head is point %d", m.Protection, r.head().point.Sequence)
 	}
