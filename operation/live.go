@@ -278,7 +278,6 @@ func (l *live) call(fn func(context.Context, *Run) error, run *Run, cancellable 
 			l.mu.Unlock()
 		}()
 	}
-	run.ctx = ctx
 	err := l.protect(run, func() error { return fn(ctx, run) })
 
 	var skipped errSkipped
@@ -316,7 +315,7 @@ func (l *live) finish(final State) {
 	if l.def.OnEnd != nil {
 		began := l.runner.cfg.Now()
 		for attempt := 1; ; attempt++ {
-			run := &Run{live: l, step: -1, ctx: l.ctx}
+			run := &Run{live: l, step: -1}
 			endErr = l.protect(run, func() error { return l.def.OnEnd(l.ctx, run, final) })
 			if l.ctx.Err() != nil && endErr != nil {
 				return

@@ -1,7 +1,6 @@
 package operation
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -14,7 +13,6 @@ import (
 // several goroutines, until Do, Undo or OnEnd returns.
 type Run struct {
 	live *live
-	ctx  context.Context
 	step int // -1 in OnEnd
 	undo bool
 }
