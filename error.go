@@ -59,10 +59,12 @@ func (e *Error) Error() string {
 		s = e.Op + ": " + s
 	}
 	if e.Err != nil {
-		if s != "" {
-			s += ": "
+		if cause := e.Err.Error(); cause != "" { // empty: it stands in the message already
+			if s != "" {
+				s += ": "
+			}
+			s += cause
 		}
-		s += e.Err.Error()
 	}
 	if e.Hint != "" {
 		s += " (" + e.Hint + ")"

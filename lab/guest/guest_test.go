@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/switchback-dr/switchback/lab/site"
+	"github.com/switchback-dr/switchback/witness"
 )
 
 // lab is one site with an image and a way to start guests; made once for all
@@ -99,6 +100,8 @@ func (l *lab) off(t *testing.T, name string) func() bool {
 	return func() bool { return l.virsh(t, "domstate", name) == "shut off" }
 }
 
+const uuid = "0d5e7f2a-4a57-4b6b-9b1e-0123456789ab"
+
 func TestGuest(t *testing.T) {
 	l := newLab(t)
 	log, data := l.site.HostPath(ImageDir+"/log.qcow2"), l.site.HostPath(ImageDir+"/data.qcow2")
@@ -111,7 +114,7 @@ func TestGuest(t *testing.T) {
 	}
 	t.Logf("disks in %v", time.Since(begin).Round(time.Millisecond))
 	w := Workload{MountDisk: "vda", CheckBytes: 64 << 20, RecordDisks: []string{"vda", "vdb"}, Pace: time.Millisecond}
-	l.define(t, Spec{Name: "vm1", UUID: "0d5e7f2a-4a57-4b6b-9b1e-0123456789ab", Cmdline: w.Cmdline(), Disks: []SpecDisk{
+	l.define(t, Spec{Name: "vm1", UUID: uuid, Cmdline: w.Cmdline(), Disks: []SpecDisk{
 		{Path: ImageDir + "/log.qcow2", Target: "vda"}, {Path: ImageDir + "/data.qcow2", Target: "vdb"}}})
 
 	begin = time.Now()
@@ -119,7 +122,7 @@ func TestGuest(t *testing.T) {
 	t.Logf("virsh start took %v", time.Since(begin).Round(time.Millisecond))
 	l.await(t, "BOOT", func() bool { return strings.Contains(l.console(t, "vm1"), "\nSB BOOT ") })
 	l.await(t, "CHECKED", func() bool { return strings.Contains(l.console(t, "vm1"), "\nSB CHECKED ") })
-	if c := l.console(t, "vm1"); !strings.Contains(c, " ok ms=") || !strings.Contains(c, "vm=0d5e7f2a-4a57-4b6b-9b1e-0123456789ab") {
+	if c := l.console(t, "vm1"); !strings.Contains(c, " ok ms=") || !strings.Contains(c, "vm="+uuid) {
 		t.Error("disk is not right, or not this VM's console")
 	}
 	c, err := Dial(t.Context(), l.site.HostPath(ControlPath("vm1")))
@@ -181,9 +184,29 @@ func TestGuest(t *testing.T) {
 		if con := l.console(t, "vm1"); !strings.Contains(con, "\nSB POWEROFF seq=") || !strings.Contains(con, "cause=button") {
 			t.Error("no last words")
 		}
-		out, err := exec.Command("qemu-img", "check", log).CombinedOutput()
+		// What the witness reads of format and console is what the guest wrote.
+		con, err := witness.ParseConsole(l.site.HostPath(ConsolePath("vm1")))
 		if err != nil {
-			t.Errorf("%v: %s", err, out)
+			t.Fatal(err)
+		}
+		r, err := witness.VerifyRecords(t.Context(), witness.Ring{Offset: RecordOffset, Slots: Slots}, log, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		boot := con.Last()
+		if !r.OK() || r.VM != uuid || boot.PowerOff == nil || r.Max < boot.PowerOff.Seq {
+			t.Errorf("records %+v, last words %+v", r, boot.PowerOff)
+		}
+		if lost := witness.AcknowledgedLost(boot, r); lost.Lost != 0 || lost.Acknowledged < 300 {
+			t.Errorf("%+v", lost)
+		}
+		if age, ok := boot.AckAge(); !ok || age > 500*time.Millisecond {
+			t.Errorf("the last acknowledgement came %v before power-off", age)
+		} else {
+			t.Logf("last acknowledgement %v before power-off", age)
+		}
+		if len(boot.EIO)+len(boot.Failures) > 0 {
+			t.Errorf("%v %v", boot.EIO, boot.Failures)
 		}
 	})
 
