@@ -2,6 +2,7 @@ package witness
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -127,8 +128,8 @@ func AcknowledgedLost(b *Boot, r *Records) Loss {
 }
 
 // ParseConsole reads a console's log; a missing file is an empty console. Lines
-// that are not the workload's are skipped; a line of the workload that makes no
-// sense is an error, save one that the end of the file cuts off.
+// that are not the workload's are skipped. A line of the workload that makes no
+// sense is an error, save where a killed guest leaves one: at the end of a boot.
 func ParseConsole(path string) (*Console, error) {
 	b, err := os.ReadFile(path)
 	if err != nil && !os.IsNotExist(err) {
@@ -139,6 +140,7 @@ func ParseConsole(path string) (*Console, error) {
 
 func parseConsole(text string) (*Console, error) {
 	c := &Console{}
+	var torn error // of the line before
 	for line := range strings.Lines(text) {
 		if !strings.HasSuffix(line, "\n") {
 			break // cut off
@@ -148,12 +150,21 @@ func parseConsole(text string) (*Console, error) {
 		if !ok {
 			continue
 		}
-		if err := c.add(rest); err != nil {
+		if torn != nil && !strings.HasPrefix(rest, "BOOT ") {
+			return nil, torn
+		}
+		torn = nil
+		if err := c.add(rest); errors.Is(err, errTorn) {
+			torn = fmt.Errorf("console line %q: %w", line, err)
+		} else if err != nil {
 			return nil, fmt.Errorf("console line %q: %w", line, err)
 		}
 	}
 	return c, nil
 }
+
+// errTorn: every whole line ends with the guest's clocks.
+var errTorn = errors.New("the line is not whole")
 
 func (c *Console) add(line string) error {
 	f := strings.Fields(line)
@@ -163,16 +174,22 @@ func (c *Console) add(line string) error {
 			kv[k] = v
 		}
 	}
+	if len(f) < 3 || kv["t"] == "" || kv["up"] == "" {
+		return errTorn
+	}
 	var p parser
 	at := time.Unix(0, p.int(kv["t"]))
 	up := time.Duration(p.int(kv["up"])) * time.Millisecond
-	if f[0] == "BOOT" && len(f) > 1 {
+	if p.err != nil {
+		return p.err
+	}
+	if f[0] == "BOOT" {
 		c.Boots = append(c.Boots, Boot{ID: f[1], VM: kv["vm"], Time: at})
 		return p.err
 	}
 	b := c.Last()
 	if b == nil {
-		return fmt.Errorf("before any BOOT")
+		return errors.New("before any BOOT")
 	}
 	switch f[0] {
 	case "RESUME":
@@ -186,6 +203,9 @@ func (c *Console) add(line string) error {
 		}
 		b.Acks = append(b.Acks, a)
 	case "CHECKED":
+		if len(f) < 4 {
+			return errors.New("no result")
+		}
 		b.Checks = append(b.Checks, Check{Bytes: p.int(f[1]), OK: f[2] == "ok", Time: at, Up: up, Took: time.Duration(p.int(kv["ms"])) * time.Millisecond})
 	case "EIO":
 		b.EIO = append(b.EIO, line)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -92,7 +93,9 @@ func (d *disk) serve(ctx context.Context, path string) error {
 		close(d.died)
 	}()
 	for begin := time.Now(); ; time.Sleep(2 * time.Millisecond) {
-		if _, err := os.Stat(socket); err == nil {
+		// The file is there a moment before the server listens.
+		if c, err := net.Dial("unix", socket); err == nil {
+			c.Close()
 			d.uri = "nbd+unix:///?socket=" + url.QueryEscape(socket)
 			return nil
 		}

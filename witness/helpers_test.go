@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -75,7 +76,8 @@ func serve(t *testing.T, socket string, name string, args ...string) string {
 	}
 	t.Cleanup(func() { stop(); cmd.Wait() })
 	for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat(socket); err == nil {
+		if c, err := net.Dial("unix", socket); err == nil {
+			c.Close()
 			return "nbd+unix:///?socket=" + url.QueryEscape(socket)
 		}
 		if time.Since(begin) > 10*time.Second {
