@@ -22,6 +22,9 @@ func (a *Agent) describe(ctx context.Context, _ *task, _ agentapi.Task, p agenta
 		return nil, err
 	}
 	r.Domain = dom
+	if p.AskAgent && dom.State == hypervisor.StateRunning {
+		r.GuestAgent = a.hv.AgentPing(ctx, p.VM, time.Second) == nil
+	}
 	r.Definition, err = a.hv.Definition(ctx, p.VM, false)
 	return r, err
 }

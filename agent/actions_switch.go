@@ -265,12 +265,24 @@ func (a *Agent) check(ctx context.Context, t *task, req agentapi.Task, p agentap
 		}
 	}
 	if p.AgentTimeout > 0 {
+		t.Report("waiting for the guest agent", nil)
 		r.GuestAgent = "silent"
-		if err := a.hv.AgentPing(ctx, as.VM, p.AgentTimeout); err == nil {
-			r.GuestAgent = "answered"
+		for until := time.Now().Add(p.AgentTimeout); time.Now().Before(until) && ctx.Err() == nil; sleep(ctx, 100*time.Millisecond) {
+			if a.hv.AgentPing(ctx, as.VM, time.Second) == nil {
+				r.GuestAgent = "answered"
+				break
+			}
+		}
+		dom, err := a.hv.Domain(ctx, as.VM)
+		if err != nil {
+			return nil, err
+		}
+		if dom.State != hypervisor.StateRunning {
+			return nil, switchback.Errorf(switchback.CodeRefused, "VM %s is %s %s while it boots", as.Name, dom.State, dom.PauseReason).
+				WithHint("cancel the failover, or look at the guest's console and retry")
 		}
 	}
-	return r, nil
+	return r, ctx.Err()
 }
 
 // abandon turns the new side off again (undo): its writes are kept beside the

@@ -38,6 +38,8 @@ type DescribeResult struct {
 	Domain     hypervisor.Domain `json:"domain"`
 	Definition string            `json:"definition"`
 	Storage    Storage           `json:"storage"`
+	// GuestAgent says that the guest agent answered (only if asked).
+	GuestAgent bool `json:"guest_agent"`
 }
 
 // DescribeParams name the VM, which may not be protected yet.
@@ -45,6 +47,8 @@ type DescribeParams struct {
 	VM switchback.VMUUID `json:"vm"`
 	// MustExist makes a missing domain an error; otherwise Domain is empty.
 	MustExist bool `json:"must_exist"`
+	// AskAgent also pings the guest agent of a running VM.
+	AskAgent bool `json:"ask_agent"`
 }
 
 // PrepareReplicaParams make a replica at its target.

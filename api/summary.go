@@ -6,21 +6,53 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 )
 
-// Summary is what an operation's record keeps of what it measured: the result of
-// its record. Fields that the kind does not have are zero.
+// Summary is the result of an operation's record: what it measured and what it
+// left. An operation that consists of several (failback) has several parts.
 type Summary struct {
-	// Outage is from the guest seen off to the guest let run again.
-	Outage       time.Duration     `json:"outage,omitempty"`
-	Point        *switchback.Point `json:"point,omitempty"`
-	BytesSent    int64             `json:"bytes_sent,omitempty"`
-	BytesChanged int64             `json:"bytes_changed,omitempty"`
-	CopiedBytes  int64             `json:"copied_bytes,omitempty"`
-	FoldedBytes  int64             `json:"folded_bytes,omitempty"`
-	// Mode and Reason say how the copy was made, as in a cycle's report.
-	Mode       string            `json:"mode,omitempty"`
-	Reason     string            `json:"reason,omitempty"`
-	GuestAgent string            `json:"guest_agent,omitempty"`
-	Removed    []string          `json:"removed,omitempty"`
-	Left       []string          `json:"left,omitempty"`
-	Seeds      []switchback.Disk `json:"seeds,omitempty"`
+	Copy   *Copy      `json:"copy,omitempty"`
+	Switch *Switched  `json:"switch,omitempty"`
+	Commit *Committed `json:"commit,omitempty"`
+	// Removed and Left are of unprotect.
+	Removed []string `json:"removed,omitempty"`
+	Left    []string `json:"left,omitempty"`
+}
+
+// Copy is how the first point of a direction, or a point taken by hand, was made.
+type Copy struct {
+	// Mode is "seed", "incremental" or "resync"; Reason says why.
+	Mode   string           `json:"mode"`
+	Reason string           `json:"reason,omitempty"`
+	Point  switchback.Point `json:"point"`
+	// BytesSent left the source; BytesChanged differed from what the target held.
+	BytesSent    int64         `json:"bytes_sent"`
+	BytesChanged int64         `json:"bytes_changed"`
+	Took         time.Duration `json:"took"`
+}
+
+// Switched is what a failover or failback measured.
+type Switched struct {
+	From switchback.SiteID `json:"from"`
+	To   switchback.SiteID `json:"to"`
+	// Outage is from the guest seen off to the guest let run.
+	Outage    time.Duration `json:"outage"`
+	OffAt     time.Time     `json:"off_at"`
+	RunningAt time.Time     `json:"running_at"`
+	// Point is the state the guest runs from; Last the newest that existed.
+	Point switchback.Point `json:"point"`
+	Last  switchback.Point `json:"last"`
+	// GuestAgent is "answered", "silent" or "not asked".
+	GuestAgent string `json:"guest_agent"`
+	// Of the point after the shutdown.
+	BytesSent    int64 `json:"bytes_sent"`
+	BytesChanged int64 `json:"bytes_changed"`
+}
+
+// Committed is what a commit did.
+type Committed struct {
+	FoldedBytes int64 `json:"folded_bytes"`
+	CopiedBytes int64 `json:"copied_bytes"`
+	// Live: the guest ran meanwhile.
+	Live bool `json:"live"`
+	// Seeds are disks kept at the old side for the next reprotect.
+	Seeds []switchback.Disk `json:"seeds,omitempty"`
 }

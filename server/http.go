@@ -51,7 +51,7 @@ func (s *Server) handler() http.Handler {
 		}
 		views := []api.VM{}
 		for _, p := range list {
-			v, err := s.view(r.Context(), p)
+			v, err := s.view(r.Context(), p, false)
 			if err != nil {
 				return nil, err
 			}
@@ -64,7 +64,7 @@ func (s *Server) handler() http.Handler {
 		if err != nil {
 			return nil, err
 		}
-		return s.view(r.Context(), p)
+		return s.view(r.Context(), p, true)
 	})
 	admin("GET /v1/vms/{vm}/points", func(r *http.Request) (any, error) {
 		p, err := s.find(r.Context(), r.PathValue("vm"))

@@ -54,12 +54,6 @@ func (s *Server) commitSteps(prefix string) []operation.Step {
 			if err := s.do(ctx, r, p.TargetAgent, p.Epoch, agentapi.ActionRetire, agentapi.RetireParams{Undefine: p.Target != p.Home}, &out); err != nil {
 				return err
 			}
-			var sum api.Summary
-			if prefix != "" { // keep what the switch has measured
-				if err := json.Unmarshal(r.Record().Result, &sum); err != nil {
-					return err
-				}
-			}
 			var fold agentapi.FoldResult
 			var collapse agentapi.CollapseResult
 			if err := r.StepResult(prefix+"fold", &fold); err != nil {
@@ -68,11 +62,13 @@ func (s *Server) commitSteps(prefix string) []operation.Step {
 			if err := r.StepResult(prefix+"collapse", &collapse); err != nil {
 				return err
 			}
-			sum.FoldedBytes, sum.CopiedBytes, sum.Seeds = fold.Bytes, collapse.CopiedBytes, out.Seeds
-			if err := r.SetSummary(sum); err != nil {
+			err := summarise(r, func(sum *api.Summary) {
+				sum.Commit = &api.Committed{FoldedBytes: fold.Bytes, CopiedBytes: collapse.CopiedBytes, Live: collapse.Live, Seeds: out.Seeds}
+			})
+			if err != nil {
 				return err
 			}
-			_, err := s.update(ctx, p.ID, func(p *switchback.Protection) error {
+			_, err = s.update(ctx, p.ID, func(p *switchback.Protection) error {
 				p.Phase, p.Switch = switchback.PhaseCommitted, nil
 				if p.Seeds == nil {
 					p.Seeds = map[switchback.SiteID][]switchback.Disk{}

@@ -98,14 +98,17 @@ func (s *Server) awaitFirstPoint(ctx context.Context, r *operation.Run, p switch
 		return err
 	}
 	r.Log(slog.LevelInfo, "first point is durable at the target", "sequence", out.Point.Sequence, "mode", out.Report.Mode, "sent_bytes", out.Report.SentBytes)
-	if err := r.SetSummary(api.Summary{Point: &out.Point, BytesSent: out.Report.SentBytes, BytesChanged: out.Report.ChangedBytes,
-		Mode: string(out.Report.Mode), Reason: out.Report.Reason}); err != nil {
+	err := summarise(r, func(sum *api.Summary) {
+		sum.Copy = &api.Copy{Mode: string(out.Report.Mode), Reason: out.Report.Reason, Point: out.Point, BytesSent: out.Report.SentBytes,
+			BytesChanged: out.Report.ChangedBytes, Took: out.Report.Total}
+	})
+	if err != nil {
 		return err
 	}
 	if err := r.SetResult(out); err != nil {
 		return err
 	}
-	_, err := s.update(ctx, p.ID, func(p *switchback.Protection) error {
+	_, err = s.update(ctx, p.ID, func(p *switchback.Protection) error {
 		p.Phase = switchback.PhaseProtected
 		delete(p.Seeds, p.Target)
 		return nil
@@ -138,8 +141,10 @@ func (s *Server) takePointSteps() []operation.Step {
 		if err := s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionTakePoint, nil, &out); err != nil {
 			return err
 		}
-		return r.SetSummary(api.Summary{Point: &out.Report.Point, BytesSent: out.Report.SentBytes, BytesChanged: out.Report.ChangedBytes,
-			Mode: string(out.Report.Mode), Reason: out.Report.Reason})
+		return summarise(r, func(sum *api.Summary) {
+			sum.Copy = &api.Copy{Mode: string(out.Report.Mode), Reason: out.Report.Reason, Point: out.Report.Point, BytesSent: out.Report.SentBytes,
+				BytesChanged: out.Report.ChangedBytes, Took: out.Report.Total}
+		})
 	}}}
 }
 

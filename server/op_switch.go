@@ -13,6 +13,9 @@ import (
 	"github.com/switchback-dr/switchback/operation"
 )
 
+// guestAgentDeadline is how long the agent of a guest that boots is waited for.
+const guestAgentDeadline = 90 * time.Second
+
 // switchParams are the parameters of failover and failback.
 type switchParams struct {
 	// Point is "latest", "latest-processed" or a sequence number.
@@ -48,7 +51,7 @@ func (s *Server) switchPreflight(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	var source, target agentapi.DescribeResult
-	if err := s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionDescribe, agentapi.DescribeParams{VM: p.VM, MustExist: true}, &source); err != nil {
+	if err := s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionDescribe, agentapi.DescribeParams{VM: p.VM, MustExist: true, AskAgent: true}, &source); err != nil {
 		return err
 	}
 	for _, d := range source.Domain.Disks {
@@ -237,9 +240,20 @@ func (s *Server) switchCheck(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	var out agentapi.CheckResult
-	if err := s.do(ctx, r, p.Switch.ToAgent, p.Switch.Epoch, agentapi.ActionCheck, agentapi.CheckParams{Settle: 2 * time.Second, AgentTimeout: time.Second}, &out); err != nil {
+	var source agentapi.DescribeResult
+	if err := r.StepResult("preflight", &source); err != nil {
 		return err
+	}
+	params := agentapi.CheckParams{Settle: 2 * time.Second}
+	if source.GuestAgent { // it answered at the old side: it will at the new one
+		params.AgentTimeout = guestAgentDeadline
+	}
+	var out agentapi.CheckResult
+	if err := s.do(ctx, r, p.Switch.ToAgent, p.Switch.Epoch, agentapi.ActionCheck, params, &out); err != nil {
+		return err
+	}
+	if out.GuestAgent == "silent" {
+		r.Log(slog.LevelWarn, "the guest runs, but its guest agent, which answered before, does not", "waited", params.AgentTimeout)
 	}
 	var off agentapi.ShutdownResult
 	var started agentapi.StartResult
@@ -253,9 +267,12 @@ func (s *Server) switchCheck(ctx context.Context, r *operation.Run) error {
 	if err := r.StepResult("final-point", &final); err != nil {
 		return err
 	}
-	sum := api.Summary{Outage: started.RunningAt.Sub(off.OffAt), Point: &p.Switch.Point, GuestAgent: out.GuestAgent,
-		BytesSent: final.Report.SentBytes, BytesChanged: final.Report.ChangedBytes}
-	if err := r.SetSummary(sum); err != nil {
+	err = summarise(r, func(sum *api.Summary) {
+		sum.Switch = &api.Switched{From: p.Switch.From, To: p.Switch.To, Outage: started.RunningAt.Sub(off.OffAt), Point: p.Switch.Point, Last: p.Switch.Last,
+			OffAt: off.OffAt, RunningAt: started.RunningAt, GuestAgent: out.GuestAgent,
+			BytesSent: final.Report.SentBytes, BytesChanged: final.Report.ChangedBytes}
+	})
+	if err != nil {
 		return err
 	}
 	_, err = s.update(ctx, p.ID, func(p *switchback.Protection) error {

@@ -2,12 +2,14 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/api"
 	"github.com/switchback-dr/switchback/operation"
 )
 
@@ -89,6 +91,19 @@ func (s *Server) do(ctx context.Context, r *operation.Run, agent switchback.Agen
 		}
 	}
 	return err
+}
+
+// summarise adds to what the operation's record keeps. An operation of several
+// parts (failback) gathers them.
+func summarise(r *operation.Run, f func(*api.Summary)) error {
+	var sum api.Summary
+	if raw := r.Record().Result; len(raw) > 0 {
+		if err := json.Unmarshal(raw, &sum); err != nil {
+			return err
+		}
+	}
+	f(&sum)
+	return r.SetSummary(sum)
 }
 
 // end notes how the operation ended on the protection.

@@ -26,7 +26,7 @@ func (s *Server) request(ctx context.Context, who, name string, kind recovery.Ki
 	if err != nil {
 		return api.OperationAnswer{}, err
 	}
-	v, err := s.view(ctx, p)
+	v, err := s.view(ctx, p, true)
 	if err != nil {
 		return api.OperationAnswer{}, err
 	}

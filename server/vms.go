@@ -76,8 +76,23 @@ func (s *Server) healthyAgent(ctx context.Context, site switchback.SiteID) (api.
 		WithHint("start 'switchback agent' there, or join one: switchback site add / agent join")
 }
 
-// view gathers everything about one protected VM.
-func (s *Server) view(ctx context.Context, p switchback.Protection) (api.VM, error) {
+// ask replaces an agent's last report by how it stands now, if it answers quickly.
+func (s *Server) ask(ctx context.Context, a store.Agent) store.Agent {
+	ctx, cancel := context.WithTimeout(ctx, 1500*time.Millisecond)
+	defer cancel()
+	st, err := s.agentClient(a.Address).Status(ctx)
+	if err != nil {
+		return a
+	}
+	if raw, err := json.Marshal(st); err == nil {
+		a.Status, a.LastSeen = raw, time.Now()
+	}
+	return a
+}
+
+// view gathers everything about one protected VM. With now the agents are asked
+// how they stand; otherwise their last reports count, seconds old.
+func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (api.VM, error) {
 	v := api.VM{Protection: p, Health: "normal"}
 	facts := recovery.Facts{KeptDisks: len(p.Seeds[p.Target]) > 0}
 	for _, side := range []struct {
@@ -88,6 +103,9 @@ func (s *Server) view(ctx context.Context, p switchback.Protection) (api.VM, err
 		a, err := s.store.Agent(ctx, side.agent)
 		if err != nil {
 			return v, err
+		}
+		if now {
+			a = s.ask(ctx, a)
 		}
 		av := s.agentView(a)
 		*side.up = av.Healthy

@@ -159,32 +159,32 @@ func printSummary(w io.Writer, rec operation.Record) {
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "  %-14s %s\n", name, fmt.Sprintf(format, args...))
 	}
-	if s.Outage > 0 {
-		line("outage", "%s (guest off until the guest let run again)", seconds(s.Outage))
+	if x := s.Switch; x != nil {
+		line("moved", "%s → %s, outage %s (from the guest seen off to the guest let run)", x.From, x.To, seconds(x.Outage))
+		line("point", "%d, %s, of %s", x.Point.Sequence, x.Point.Kind, x.Point.Time.Local().Format("2006-01-02 15:04:05.000"))
+		if x.Last.Sequence != x.Point.Sequence {
+			line("left behind", "%d later points, %s of changes of the last", x.Last.Sequence-x.Point.Sequence, bytesText(x.Last.ChangedBytes))
+		}
+		line("last changes", "%s sent for %s changed", bytesText(x.BytesSent), bytesText(x.BytesChanged))
+		line("guest agent", "%s", x.GuestAgent)
 	}
-	if s.Point != nil {
-		line("point", "%d, %s, of %s", s.Point.Sequence, s.Point.Kind, s.Point.Time.Local().Format("2006-01-02 15:04:05.000"))
+	if x := s.Commit; x != nil {
+		line("committed", "%s folded, %s moved, %s", bytesText(x.FoldedBytes), bytesText(x.CopiedBytes), map[bool]string{true: "while the guest ran", false: "at rest"}[x.Live])
+		for _, d := range x.Seeds {
+			line("kept as seed", "%s", d.Path)
+		}
 	}
-	if s.Mode != "" {
-		line("copied by", "%s %s", s.Mode, s.Reason)
-	}
-	if s.BytesSent > 0 || s.BytesChanged > 0 {
-		line("network", "%s sent for %s changed", bytesText(s.BytesSent), bytesText(s.BytesChanged))
-	}
-	if s.FoldedBytes > 0 || s.CopiedBytes > 0 {
-		line("disks", "%s folded, %s moved", bytesText(s.FoldedBytes), bytesText(s.CopiedBytes))
-	}
-	if s.GuestAgent != "" {
-		line("guest agent", "%s", s.GuestAgent)
+	if x := s.Copy; x != nil {
+		line("point", "%d by %s in %s: %s sent for %s changed", x.Point.Sequence, x.Mode, seconds(x.Took), bytesText(x.BytesSent), bytesText(x.BytesChanged))
+		if x.Reason != "" {
+			line("why", "%s", x.Reason)
+		}
 	}
 	for _, x := range s.Removed {
 		line("removed", "%s", x)
 	}
 	for _, x := range s.Left {
 		line("left", "%s", x)
-	}
-	for _, d := range s.Seeds {
-		line("kept as seed", "%s", d.Path)
 	}
 }
 
