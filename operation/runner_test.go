@@ -23,7 +23,7 @@ import (
 
 func openStore(t *testing.T) *store.Store {
 	t.Helper()
-	s, err := store.Open(context.Background(), filepath.Join(t.TempDir(), "test.db"))
+	s, err := store.Open(context.Background(), filepath.Join(memoryDir(t), "test.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -577,7 +577,7 @@ func TestTakeover(t *testing.T) {
 		},
 	})}
 	config := operation.Config{
-		Definitions: []operation.Definition{def}, LeaseDuration: 400 * time.Millisecond,
+		Definitions: []operation.Definition{def}, LeaseDuration: time.Second,
 		PollInterval: 10 * time.Millisecond, ProgressInterval: 10 * time.Millisecond, RetryMin: time.Millisecond,
 	}
 	first, second := config, config

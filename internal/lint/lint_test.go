@@ -399,17 +399,9 @@ func TestUndocumented(t *testing.T) {
 		"// T is.\ntype T int\nfunc (T) M() {}": 1,
 		"// T is.\ntype T int\nfunc (T) String() string { return \"\" }": 0,
 		"type t int\nfunc (t) M() {}":                                    0,
-		"var V = 1":                                                      1,
-		"// These are.
-var (
-	A = 1
-	B = 2
-)": 0,
-		"var (
-	A = 1 // one
-	B = 2
-)": 1,
-		"const A = 1": 0,
+		"// These are.\nvar (\n\tA = 1\n\tB = 2\n)":                      0,
+		"var (\n\tA = 1 // one\n\tB = 2\n)":                              1,
+		"const A = 1":                                                    0,
 	} {
 		f, err := parser.ParseFile(token.NewFileSet(), "x.go", "package x\n\n"+source, parser.ParseComments)
 		if err != nil {
