@@ -52,5 +52,7 @@ func (g *guest) powerOff(cause string) {
 	seq, errs, _ := g.writer.state()
 	say("POWEROFF seq=" + dec(seq) + " errors=" + dec(errs) + " cause=" + cause)
 	drain()
+	// From here on the kernel takes the disks away: what fails now fails by design.
+	g.writer.leave()
 	syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
 }

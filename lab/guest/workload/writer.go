@@ -26,6 +26,7 @@ type writer struct {
 	durable uint64 // the newest durable record
 	acked   uint64 // the newest that was printed
 	errors  uint64
+	leaving bool // the power goes: errors are nobody's fault
 }
 
 func (w *writer) init() { w.turn = sync.NewCond(&w.mu) }
@@ -90,6 +91,10 @@ func (w *writer) run() {
 
 		w.mu.Lock()
 		if err != nil || n != record.Size {
+			if w.leaving {
+				w.mu.Unlock()
+				return
+			}
 			w.errors++
 			w.mu.Unlock()
 			say("EIO write seq=" + dec(seq) + " disk=" + w.g.opt.records[h.Disk] + " errno=" + errno(err))
@@ -124,6 +129,13 @@ func (w *writer) setHold(hold bool) {
 		w.ackLocked()
 	}
 	w.turn.Broadcast()
+}
+
+// leave makes the next failed write the end of the writer, in silence.
+func (w *writer) leave() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.leaving = true
 }
 
 func (w *writer) setPace(d time.Duration) {
