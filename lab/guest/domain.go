@@ -156,6 +156,7 @@ func DomainXML(s Spec) (string, error) {
 	p(`      <source mode='bind' path='%s'/>`, ControlPath(s.Name))
 	p(`      <target type='virtio' name='org.switchback.lab.0'/>`)
 	p(`    </channel>`)
+	p(`    <controller type='usb' model='none'/>`)
 	p(`    <memballoon model='none'/>`)
 	p(`  </devices>`)
 	p(`</domain>`)

@@ -88,10 +88,10 @@ func (l *lab) await(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	begin := time.Now()
 	for !cond() {
-		if time.Since(begin) > 30*time.Second {
-			t.Fatalf("no %s after 30 s", what)
+		if time.Since(begin) > 90*time.Second {
+			t.Fatalf("no %s after 90 s", what)
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(30 * time.Millisecond)
 	}
 	t.Logf("%s after %v", what, time.Since(begin).Round(time.Millisecond))
 }
