@@ -152,6 +152,9 @@ func (r *Runner) Cancel(ctx context.Context, id switchback.OperationID) error {
 	if err != nil {
 		return err
 	}
+	if rec.State == StateCancelled {
+		return nil
+	}
 	if err := rec.CanCancel(); err != nil {
 		return err
 	}

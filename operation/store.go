@@ -43,7 +43,8 @@ type Store interface {
 	// requested; nothing was written.
 	SaveOperation(ctx context.Context, rec Record) (cancelRequested bool, err error)
 	// RequestCancel sets CancelRequested of a queued or running operation that
-	// is not Irreversible; otherwise CodeRefused. Idempotent.
+	// is not Irreversible. Idempotent: nil also for one that is being undone or
+	// is cancelled. Otherwise CodeRefused.
 	RequestCancel(ctx context.Context, id switchback.OperationID) error
 	// ReopenOperation replaces a failed record by an unfinished one without a
 	// lease. CodeConflict: it is not failed any more, or a newer operation on

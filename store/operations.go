@@ -199,11 +199,11 @@ func (s *Store) RequestCancel(ctx context.Context, id switchback.OperationID) er
 	if err != nil {
 		return err
 	}
+	if rec.State == operation.StateUndoing || rec.State == operation.StateCancelled {
+		return nil
+	}
 	if err := rec.CanCancel(); err != nil {
 		return err
-	}
-	if rec.State == operation.StateUndoing {
-		return nil
 	}
 	return switchback.Errorf(switchback.CodeRefused, "operation %s cannot be cancelled: %s", id, rec.State)
 }
