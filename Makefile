@@ -1,0 +1,51 @@
+# Debian 12 and Go are all that is assumed; demo, test and bench install the
+# Debian packages that they miss, which needs root.
+
+# git may be missing, or may distrust the owner of the checkout.
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+# CI asks for the name of each test; a person sees one line a package.
+TESTFLAGS ?= $(if $(CI),-v)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Where Go's own installer puts it, for shells whose PATH does not say so.
+export PATH := $(PATH):/usr/local/go/bin
+# The version is set below: Go need not ask git, which fails on a distrusted checkout.
+export GOFLAGS += -buildvcs=false
+# There is no C here; saying so for all commands lets build and test share Go's cache.
+export CGO_ENABLED := 0
+
+.PHONY: build demo test bench lint clean
+
+build:
+	go build -ldflags "-X main.version=$(VERSION)" -o switchback ./cmd/switchback
+
+# Two sites, two guests, the whole loop; writes demo.json.
+demo:
+	scripts/install-packages.sh demo
+	$(MAKE) build
+	./switchback lab demo
+
+# -count=1: what was true of this machine's QEMU yesterday is no result.
+test:
+	scripts/install-packages.sh test
+	$(MAKE) build
+	go vet ./...
+	go test -count=1 -p 2 -timeout 40m $(TESTFLAGS) ./...
+
+# Against the tools that people use today; writes bench.json.
+bench:
+	scripts/install-packages.sh bench
+	$(MAKE) build
+	go run ./bench
+
+lint:
+	go vet ./...
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "gofmt these:"; echo "$$unformatted"; exit 1; fi
+	go test -count=1 ./internal/lint
+	@if go run $(STATICCHECK) -version >/dev/null 2>&1; then \
+		echo "staticcheck ./..."; go run $(STATICCHECK) ./...; \
+	else echo "staticcheck cannot be fetched here: skipped"; fi
+
+clean:
+	rm -f switchback demo.json bench.json
