@@ -24,7 +24,7 @@ import (
 type recorder struct {
 	osFileSystem
 	root          string
-	mu            sync.Mutex
+	mu            sync.Mutex // guards all below
 	live, durable map[string]*inode
 	// before is called before each operation, with its description.
 	before func(op string)
@@ -50,6 +50,8 @@ func (f *recorder) step(op, path string) error {
 }
 
 func (f *recorder) create(path string) (file, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.step("create", path); err != nil {
 		return nil, err
 	}
@@ -67,6 +69,8 @@ type recordedFile struct {
 }
 
 func (w *recordedFile) Write(p []byte) (int, error) {
+	w.fs.mu.Lock()
+	defer w.fs.mu.Unlock()
 	if err := w.fs.step("write", w.path); err != nil {
 		n, _ := w.file.Write(p[:len(p)/2])
 		w.node.live = append(w.node.live, p[:n]...)
@@ -77,6 +81,8 @@ func (w *recordedFile) Write(p []byte) (int, error) {
 }
 
 func (w *recordedFile) Sync() error {
+	w.fs.mu.Lock()
+	defer w.fs.mu.Unlock()
 	if err := w.fs.step("sync", w.path); err != nil {
 		return err
 	}
@@ -85,6 +91,8 @@ func (w *recordedFile) Sync() error {
 }
 
 func (f *recorder) rename(from, to string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.step("rename", to); err != nil {
 		return err
 	}
@@ -94,6 +102,8 @@ func (f *recorder) rename(from, to string) error {
 }
 
 func (f *recorder) remove(path string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.step("remove", path); err != nil {
 		return err
 	}
@@ -102,6 +112,8 @@ func (f *recorder) remove(path string) error {
 }
 
 func (f *recorder) syncDir(dir string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err := f.step("syncdir", dir); err != nil {
 		return err
 	}
