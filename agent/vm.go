@@ -116,7 +116,7 @@ func (v *vm) startEngine(ctx context.Context) error {
 		Target:     &peerTarget{client: v.agent.peers, peer: a.Peer, protection: a.Protection},
 		Dir:        indexDir(v.agent.cfg.StateDir, a.Protection),
 		ScratchDir: v.agent.cfg.ScratchDir, SocketDir: v.agent.cfg.RunDir,
-		MustSend: a.MustSend, OpenOffline: v.openAtRest, Logger: v.agent.log,
+		MustSend: a.MustSend, MakeScratch: v.agent.makeScratch, OpenOffline: v.openAtRest, Logger: v.agent.log,
 	})
 	if err != nil {
 		return err

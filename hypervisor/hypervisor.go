@@ -95,8 +95,8 @@ type ShutdownOptions struct {
 type BackupDisk struct {
 	Name string // target device, e.g. "vda"
 	// Scratch is the file that keeps the old content of blocks the guest
-	// overwrites while the job is open. The platform creates and removes it. A
-	// file that a dead job left there is removed first.
+	// overwrites while the job is open: an empty image of the disk's size that
+	// the caller has made for this job, and removes after it.
 	Scratch string
 	// Incremental is the checkpoint from which changes are exposed; "" = no
 	// bitmap, the whole disk is new.

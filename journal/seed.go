@@ -3,8 +3,6 @@ package journal
 import (
 	"context"
 	"io"
-	"maps"
-	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -33,9 +31,10 @@ const (
 
 // ApplySeed reads one batch of the first full copy, a segment with Header.Seed,
 // of at most MaxSeedBatch bytes of content. When all of it is verified it is
-// written to the bases through writers, which are by disk name, flushed, and
-// recorded in Manifest.Seeded, from which an interrupted copy goes on. Applying
-// a batch again does no harm.
+// written to the bases through writers, which are by disk name. Batches may come
+// at the same time, for disjoint ranges. It is not durable until the caller
+// flushes the writers; which batches are is for the source to remember (its
+// block index). Applying a batch again does no harm.
 func (r *Replica) ApplySeed(ctx context.Context, stream io.Reader, writers map[string]BaseWriter) error {
 	s, err := openStream(stream)
 	if err != nil {
@@ -61,17 +60,8 @@ func (r *Replica) ApplySeed(ctx context.Context, stream io.Reader, writers map[s
 		return err
 	}
 
-	r.maintenance.Lock()
-	defer r.maintenance.Unlock()
-	r.mu.Lock()
-	err = r.admitSeed(s.header, writers)
-	r.mu.Unlock()
-	if err != nil {
-		return err
-	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(writeDepth)
-	seeded := map[string]extent.Set{}
 	for i, d := range s.header.Disks {
 		w, data := writers[d.Name], streams[i]
 		for _, e := range ix.disks[i].data {
@@ -86,28 +76,8 @@ func (r *Replica) ApplySeed(ctx context.Context, stream io.Reader, writers map[s
 				g.Go(func() error { return writeBase(gctx, w, d.Name, nil, part) })
 			}
 		}
-		seeded[d.Name] = ix.changed(i)
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	for name := range seeded {
-		if w := writers[name]; w != nil {
-			if err := w.Flush(); err != nil {
-				return fault(err, "flush base of disk %s", name)
-			}
-		}
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.update(func(m *Manifest) {
-		if m.Seeded == nil {
-			m.Seeded = map[string]extent.Set{}
-		}
-		for name, set := range seeded {
-			m.Seeded[name] = m.Seeded[name].Union(set)
-		}
-	})
+	return g.Wait()
 }
 
 // writeBase writes p, or zeros when p is nil, to the base of a disk.
@@ -147,16 +117,6 @@ func (r *Replica) admitSeed(h Header, writers map[string]BaseWriter) error {
 	return nil
 }
 
-// ResetSeed durably forgets what was seeded: the copy starts over.
-func (r *Replica) ResetSeed() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.manifest.Seeding {
-		return switchback.Errorf(switchback.CodeConflict, "replica %s is seeded already", r.manifest.Protection)
-	}
-	return r.update(func(m *Manifest) { m.Seeded = nil })
-}
-
 // FinishSeed durably declares that the bases, which the caller has filled and
 // flushed, stand for point: the first recovery point. The next segment names
 // its digest as parent, so it must have one. Doing it again is no error.
@@ -180,16 +140,7 @@ func (r *Replica) FinishSeed(point switchback.Point) error {
 		return err
 	}
 	return r.update(func(m *Manifest) {
-		m.Base, m.Seeding, m.Seeded = point, false, nil
+		m.Base, m.Seeding = point, false
 		m.Epoch = max(m.Epoch, point.Epoch)
 	})
-}
-
-// SeededBytes returns how much of each disk is durably seeded, by name.
-func (m Manifest) SeededBytes() map[string]int64 {
-	out := map[string]int64{}
-	for _, name := range slices.Sorted(maps.Keys(m.Seeded)) {
-		out[name] = m.Seeded[name].Bytes()
-	}
-	return out
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -162,21 +164,30 @@ type frozen struct {
 // freeze opens a running domain's instant with a new checkpoint.
 func (e *Engine) freeze(ctx context.Context, from, checkpoint string) (*frozen, error) {
 	spec := hypervisor.BackupSpec{Socket: e.socket(), Checkpoint: checkpoint}
-	for _, d := range e.cfg.Disks {
-		spec.Disks = append(spec.Disks, hypervisor.BackupDisk{Name: d.Name, Scratch: e.scratch(d.Name), Incremental: from})
-	}
 	if err := e.checkScratch(); err != nil {
 		return nil, err
 	}
+	for _, d := range e.cfg.Disks {
+		path := e.scratch(d.Name)
+		if err := e.cfg.MakeScratch(ctx, path, d.SizeBytes); err != nil {
+			return nil, fmt.Errorf("scratch image: %w", err)
+		}
+		spec.Disks = append(spec.Disks, hypervisor.BackupDisk{Name: d.Name, Scratch: path, Incremental: from})
+	}
 	f := &frozen{time: e.now(), socket: spec.Socket}
 	if err := e.cfg.Hypervisor.BeginBackup(ctx, e.cfg.VM, spec); err != nil {
+		e.removeScratch()
 		return nil, err
 	}
 	f.release = func(ctx context.Context) error {
 		for _, r := range append(f.readers, f.more...) {
 			r.Close()
 		}
-		return e.endBackup(ctx)
+		if err := e.endBackup(ctx); err != nil {
+			return err
+		}
+		e.removeScratch()
+		return nil
 	}
 	for _, d := range e.cfg.Disks {
 		// One context a connection: a server works out all of them for each question.
@@ -195,6 +206,14 @@ func (e *Engine) freeze(ctx context.Context, from, checkpoint string) (*frozen, 
 		}
 	}
 	return f, nil
+}
+
+func (e *Engine) removeScratch() {
+	for _, d := range e.cfg.Disks {
+		if err := os.Remove(e.scratch(d.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			e.log.Warn("scratch image is left, the next cycle replaces it", "error", err)
+		}
+	}
 }
 
 func (e *Engine) checkScratch() error {

@@ -30,6 +30,8 @@ type Config struct {
 	// overwritten while a cycle reads; it must have room for what the guest
 	// writes meanwhile.
 	ScratchDir string
+	// MakeScratch makes an empty image of that size at path, replacing what is there.
+	MakeScratch func(ctx context.Context, path string, sizeBytes int64) error
 	// ScratchReserveBytes is the free space below which a cycle gives up so
 	// that the guest is not paused; default 128 MiB.
 	ScratchReserveBytes int64

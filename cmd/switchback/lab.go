@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/switchback-dr/switchback/lab"
+	"github.com/switchback-dr/switchback/lab/demo"
 )
 
 // labCommand makes two sites on this machine.
@@ -45,7 +46,18 @@ func labCommand() *cobra.Command {
 	down := &cobra.Command{Use: "down", Short: "End the lab and remove its files", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		return lab.Down(cmd.Context(), dir)
 	}}
-	cmd.AddCommand(up, status, down)
+	var report string
+	var keep bool
+	show := &cobra.Command{Use: "demo", Short: "Run the whole loop on real guests, with a witness, and write a report", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		exe, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		return demo.Run(cmd.Context(), demo.Config{Dir: dir, Executable: exe, JSON: report, Out: cmd.OutOrStdout(), Keep: keep})
+	}}
+	show.Flags().StringVar(&report, "json", "demo.json", "where the report goes")
+	show.Flags().BoolVar(&keep, "keep", false, "leave the lab up afterwards")
+	cmd.AddCommand(up, status, down, show)
 	return cmd
 }
 

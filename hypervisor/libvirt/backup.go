@@ -2,7 +2,6 @@ package libvirt
 
 import (
 	"context"
-	"os"
 	"time"
 
 	"github.com/beevik/etree"
@@ -48,47 +47,17 @@ func (d *Driver) BeginBackup(ctx context.Context, id switchback.VMUUID, spec hyp
 	if err != nil {
 		return wrap(op, err)
 	}
-	begin := newArgs().domain(r).str(backup).optional(checkpoint).u32(0)
+	begin := newArgs().domain(r).str(backup).optional(checkpoint).u32(backupReuseExternal)
 	err = d.do(ctx, r, procBackupBegin, begin, nil)
-	if isNumber(err, errInvalidArg) && d.clearScratch(ctx, r, spec) {
-		err = d.do(ctx, r, procBackupBegin, begin, nil)
-	}
 	return wrap(op, d.stateConflict(ctx, r, spec.Checkpoint, err))
 }
 
-// clearScratch removes scratch files that a killed QEMU left behind: libvirt
-// refuses to begin while they exist, and without their job they are of no
-// use. It reports whether it removed any. An image of the domain is never
-// removed, whatever the caller names as scratch.
-func (d *Driver) clearScratch(ctx context.Context, r domainRef, spec hypervisor.BackupSpec) bool {
-	text, err := d.xml(ctx, r, 0)
-	if err != nil {
-		return false
-	}
-	dom, err := parseDomain(text)
-	if err != nil {
-		return false
-	}
-	removed := false
-	for _, disk := range spec.Disks {
-		info, err := os.Lstat(disk.Scratch)
-		if err != nil || !info.Mode().IsRegular() {
-			continue
-		}
-		for _, used := range dom.Disks {
-			for _, path := range append([]string{used.Path}, used.Backing...) {
-				if other, err := os.Stat(path); err == nil && os.SameFile(info, other) {
-					return removed
-				}
-			}
-		}
-		removed = os.Remove(disk.Scratch) == nil || removed
-	}
-	if removed {
-		d.log.Info("removed scratch files of a dead backup job", "vm", r.vmUUID())
-	}
-	return removed
-}
+// backupReuseExternal is VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL: the scratch
+// images exist. Without it libvirt has QEMU make them by a blockdev-create job,
+// and while that job runs a query of the block nodes (which virDomainGetBlockInfo
+// is, from whatever program) meets a half-open node: QEMU 7.2 then dies of an
+// assertion in qcow2_get_specific_info, and the production guest with it (seen).
+const backupReuseExternal = 1
 
 func checkBackup(spec hypervisor.BackupSpec) error {
 	switch {
@@ -128,6 +97,7 @@ func backupXML(spec hypervisor.BackupSpec) (string, error) {
 			e.CreateAttr("incremental", disk.Incremental)
 			e.CreateAttr("exportbitmap", bitmapPrefix+disk.Name)
 		}
+		e.CreateElement("driver").CreateAttr("type", "qcow2")
 		e.CreateElement("scratch").CreateAttr("file", disk.Scratch)
 	}
 	return doc.WriteToString()

@@ -332,7 +332,7 @@ func TestRestart(t *testing.T) {
 	socket := r.path(t)
 	must(r.driver.BeginBackup(ctx, id, hypervisor.BackupSpec{
 		Socket: socket, Checkpoint: "c1",
-		Disks: []hypervisor.BackupDisk{{Name: "vda", Scratch: r.path(t), Incremental: "c0"}},
+		Disks: []hypervisor.BackupDisk{{Name: "vda", Scratch: r.image(t, ""), Incremental: "c0"}},
 	}))
 
 	must(r.site.Kill(ctx))
@@ -416,9 +416,11 @@ func TestScratchFull(t *testing.T) {
 	events, err := r.driver.Events(ctx)
 	must(err)
 	must(r.driver.Start(ctx, id, true))
+	scratch := filepath.Join(small, "scratch")
+	r.run(t, "qemu-img", "create", "-q", "-f", "qcow2", scratch, strconv.Itoa(conformance.DiskBytes))
 	must(r.driver.BeginBackup(ctx, id, hypervisor.BackupSpec{
 		Socket: r.path(t), Checkpoint: "c0",
-		Disks: []hypervisor.BackupDisk{{Name: "vda", Scratch: filepath.Join(small, "scratch")}},
+		Disks: []hypervisor.BackupDisk{{Name: "vda", Scratch: scratch}},
 	}))
 	must(r.driver.Resume(ctx, id))
 	for told := false; !told; {
@@ -451,7 +453,7 @@ func TestScratchFull(t *testing.T) {
 	socket := r.path(t)
 	for {
 		must(r.driver.BeginBackup(ctx, id, hypervisor.BackupSpec{
-			Socket: socket, Disks: []hypervisor.BackupDisk{{Name: "vda", Scratch: r.path(t), Incremental: "c0"}},
+			Socket: socket, Disks: []hypervisor.BackupDisk{{Name: "vda", Scratch: r.image(t, ""), Incremental: "c0"}},
 		}))
 		dirty, err := r.export(t, socket, "vda", "qemu:dirty-bitmap:backup-vda").Dirty()
 		must(err)
