@@ -258,7 +258,7 @@ func (w *indexWorld) step(what string, call func() error, head string, target mo
 // TestIndexModel: whatever crashes, and whether or not the target has what was
 // sent last, the index never claims content that the target does not hold.
 func TestIndexModel(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range uint64(5) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			w := newIndexWorld(t, seed)
 			for range 25 {
@@ -328,7 +328,7 @@ func TestIndexDamage(t *testing.T) {
 		t.Fatalf("the log has only %d bytes", len(log))
 	}
 	void, valid := 0, 0
-	for range 150 {
+	for range 60 {
 		image := maps.Clone(files)
 		damaged := slices.Clone(log)
 		switch w.rng.IntN(3) {
