@@ -1,8 +1,10 @@
 package switchback
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Code classifies an Error. It survives the wire unchanged.
@@ -99,6 +101,32 @@ func (h hidden) orNil() error {
 }
 func (h hidden) Error() string { return "" }
 func (h hidden) Unwrap() error { return h.err }
+
+// Flatten turns any error but nil into an Error without a cause, as it is
+// stored and sent: the cause's text becomes part of the message. An ended
+// context is CodeTimeout or CodeCancelled.
+func Flatten(err error) *Error {
+	var e *Error
+	if !errors.As(err, &e) {
+		flat := &Error{Code: CodeInternal, Message: err.Error()}
+		switch {
+		case errors.Is(err, context.DeadlineExceeded):
+			flat.Code = CodeTimeout
+		case errors.Is(err, context.Canceled):
+			flat.Code = CodeCancelled
+		}
+		return flat
+	}
+	if err == error(e) { // not wrapped: its parts stay apart
+		bare := Error{Message: e.Message, Err: e.Err}
+		return &Error{Code: e.Code, Op: e.Op, Message: bare.Error(), Hint: e.Hint}
+	}
+	text := err.Error()
+	if e.Hint != "" {
+		text = strings.TrimSuffix(text, " ("+e.Hint+")")
+	}
+	return &Error{Code: e.Code, Message: text, Hint: e.Hint}
+}
 
 // CodeOf returns the code of the outermost Error in err's chain: "" for nil,
 // CodeInternal for an error that carries none.

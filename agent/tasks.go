@@ -85,7 +85,10 @@ func (tt *taskTable) start(req agentapi.Task, act action) *task {
 			raw, err = json.Marshal(result)
 		}
 		t.mu.Lock()
-		t.state.Done, t.state.Result, t.state.Error = true, raw, asError(err)
+		t.state.Done, t.state.Result = true, raw
+		if err != nil {
+			t.state.Error = switchback.Flatten(err)
+		}
 		t.ended = time.Now()
 		t.mu.Unlock()
 		close(t.done)
@@ -100,15 +103,4 @@ func (tt *taskTable) cancel(key string) {
 	if t != nil {
 		t.stop()
 	}
-}
-
-// asError makes an *Error that keeps the code and the whole text over the wire.
-func asError(err error) *switchback.Error {
-	if err == nil {
-		return nil
-	}
-	if e, ok := err.(*switchback.Error); ok && e.Err == nil {
-		return e
-	}
-	return &switchback.Error{Code: switchback.CodeOf(err), Message: err.Error()}
 }

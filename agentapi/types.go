@@ -103,7 +103,7 @@ type Snapshot struct {
 
 // AgentStatus is what an agent reports to the server.
 type AgentStatus struct {
-	Version string     `json:"version"`
+	Version string `json:"version"`
 	// Address is where peers and the server reach the agent.
 	Address string     `json:"address"`
 	Time    time.Time  `json:"time"`

@@ -3,11 +3,7 @@ package operation
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"strings"
 	"time"
-
-	switchback "github.com/switchback-dr/switchback"
 )
 
 // Step is one part of an operation. See the package comment for what Do and
@@ -62,34 +58,3 @@ func (e errSkipped) Error() string { return "skipped: " + e.reason }
 // Skip returns the error by which a Do says that there was nothing to do. The
 // step becomes skipped and is not undone.
 func Skip(reason string) error { return errSkipped{reason} }
-
-// asError turns any error into one that can be stored: the cause, which cannot
-// be, becomes part of the message.
-func asError(err error) *switchback.Error {
-	if e, ok := err.(*switchback.Error); ok {
-		flat := *e
-		flat.Err = nil
-		if e.Err != nil && e.Err.Error() != "" {
-			flat.Message += ": " + e.Err.Error()
-		}
-		return &flat
-	}
-	flat := &switchback.Error{Code: switchback.CodeOf(err), Message: err.Error()}
-	var e *switchback.Error
-	switch {
-	case errors.As(err, &e):
-		flat.Hint = e.Hint
-		flat.Message = trimHint(flat.Message, e.Hint)
-	case errors.Is(err, context.DeadlineExceeded):
-		flat.Code = switchback.CodeTimeout
-	}
-	return flat
-}
-
-// trimHint removes the hint that switchback.Error prints at the end.
-func trimHint(s, hint string) string {
-	if hint == "" {
-		return s
-	}
-	return strings.TrimSuffix(s, " ("+hint+")")
-}

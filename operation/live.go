@@ -292,7 +292,7 @@ func (l *live) call(fn func(context.Context, *Run) error, run *Run, cancellable 
 		run.Log(slog.LevelInfo, "step cancelled", "error", err)
 		return Event{Kind: EventFailed, Err: errCancelled}, true
 	}
-	e := asError(err)
+	e := switchback.Flatten(err)
 	run.Log(slog.LevelWarn, "step failed", "code", e.Code, "error", e.Error(), "undo", run.undo)
 	return Event{Kind: EventFailed, Err: e}, true
 }
@@ -332,7 +332,7 @@ func (l *live) finish(final State) {
 	rec := l.snapshot()
 	if endErr != nil {
 		final = StateFailed
-		e := asError(fmt.Errorf("ending the operation: %w", endErr))
+		e := switchback.Flatten(fmt.Errorf("ending the operation: %w", endErr))
 		rec.Error = e
 	}
 	rec = End(rec, final, l.runner.cfg.Now())

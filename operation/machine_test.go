@@ -240,26 +240,3 @@ func TestAbandon(t *testing.T) {
 		t.Errorf("effect is %+v", effect)
 	}
 }
-
-func TestAsError(t *testing.T) {
-	inner := switchback.Errorf(switchback.CodeNoSpace, "pool is full").WithHint("add a disk")
-	for _, c := range []struct {
-		err  error
-		want switchback.Error
-	}{
-		{context.DeadlineExceeded, switchback.Error{Code: switchback.CodeTimeout, Message: "context deadline exceeded"}},
-		{inner, *inner},
-		{&switchback.Error{Code: switchback.CodeTimeout, Op: "nbd.Read", Message: "no answer", Err: context.Canceled},
-			switchback.Error{Code: switchback.CodeTimeout, Op: "nbd.Read", Message: "no answer: context canceled"}},
-		{wrapped{inner}, switchback.Error{Code: switchback.CodeNoSpace, Message: "write: pool is full", Hint: "add a disk"}},
-	} {
-		if diff := cmp.Diff(c.want, *asError(c.err)); diff != "" {
-			t.Errorf("%v (-want +got):\n%s", c.err, diff)
-		}
-	}
-}
-
-type wrapped struct{ err error }
-
-func (w wrapped) Error() string { return "write: " + w.err.Error() }
-func (w wrapped) Unwrap() error { return w.err }

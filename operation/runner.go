@@ -317,7 +317,7 @@ func (r *Runner) start(ctx context.Context, rec Record, wg *sync.WaitGroup) {
 		}()
 		if problem != nil {
 			failed := End(l.snapshot(), StateFailed, r.cfg.Now())
-			failed.Error = asError(problem)
+			failed.Error = switchback.Flatten(problem)
 			_ = l.persist(failed)
 			return
 		}

@@ -2,9 +2,7 @@ package transport
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -63,7 +61,7 @@ const problemType = "application/problem+json"
 
 // WriteError answers a request with an error. Nothing may have been written before.
 func WriteError(w http.ResponseWriter, err error) {
-	e := flatten(err)
+	e := switchback.Flatten(err)
 	p := problem{
 		Type: "urn:switchback:error:" + string(e.Code), Title: strings.ReplaceAll(string(e.Code), "_", " "),
 		Status: StatusOf(e.Code), Detail: e.Message, Code: e.Code, Op: e.Op, Hint: e.Hint,
@@ -71,33 +69,6 @@ func WriteError(w http.ResponseWriter, err error) {
 	w.Header().Set("Content-Type", problemType)
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p) // the client is gone, or it is not
-}
-
-// flatten turns any error into one without a cause: the cause's text goes into
-// the message, because it does not cross the wire.
-func flatten(err error) *switchback.Error {
-	if e, ok := err.(*switchback.Error); ok {
-		flat := *e
-		flat.Err = nil
-		if e.Err != nil && e.Err.Error() != "" {
-			flat.Message = strings.TrimPrefix(flat.Message+": ", ": ") + e.Err.Error()
-		}
-		return &flat
-	}
-	flat := &switchback.Error{Code: switchback.CodeOf(err), Message: err.Error()}
-	var e *switchback.Error
-	switch {
-	case errors.As(err, &e):
-		flat.Hint = e.Hint
-		if e.Hint != "" {
-			flat.Message = strings.TrimSuffix(flat.Message, " ("+e.Hint+")")
-		}
-	case errors.Is(err, context.DeadlineExceeded):
-		flat.Code = switchback.CodeTimeout
-	case errors.Is(err, context.Canceled):
-		flat.Code = switchback.CodeCancelled
-	}
-	return flat
 }
 
 // ReadError returns the *switchback.Error that an answer outside 2xx carries.
