@@ -18,6 +18,23 @@ import (
 	"github.com/switchback-dr/switchback/replicator"
 )
 
+// freeze keeps every point from now on: one of them is about to be chosen.
+func (a *Agent) freeze(_ context.Context, _ *task, req agentapi.Task, _ struct{}) (any, error) {
+	v, done, err := a.begin(req)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := v.roleIs(agentapi.RoleTarget); err != nil {
+		return nil, err
+	}
+	replica, err := v.openReplica()
+	if err != nil {
+		return nil, err
+	}
+	return nil, replica.SetRetentionFrozen(true)
+}
+
 // activate makes the new side own the epoch, durably, before anything starts.
 func (a *Agent) activate(ctx context.Context, _ *task, req agentapi.Task, _ struct{}) (any, error) {
 	v, done, err := a.begin(req)
@@ -58,7 +75,12 @@ func (a *Agent) start(ctx context.Context, t *task, req agentapi.Task, p agentap
 		if err != nil {
 			return nil, err
 		}
-		if dom.State == hypervisor.StateRunning {
+		if dom.State == hypervisor.StatePaused { // killed just before it was let run
+			if err := a.hv.Resume(ctx, as.VM); err != nil {
+				return nil, err
+			}
+		}
+		if dom.State != hypervisor.StateOff {
 			return agentapi.StartResult{RunningAt: as.Run.StartedAt, Socket: as.Run.Socket}, nil
 		}
 	}
@@ -337,6 +359,9 @@ func (a *Agent) abandon(ctx context.Context, t *task, req agentapi.Task, p agent
 		return nil, err
 	}
 	if err := replica.SetEpoch(req.Epoch); err != nil {
+		return nil, err
+	}
+	if err := replica.SetRetentionFrozen(false); err != nil {
 		return nil, err
 	}
 	return nil, v.change(func(x *Assignment) { x.Role, x.Epoch, x.Run = agentapi.RoleTarget, req.Epoch, nil })

@@ -286,26 +286,42 @@ func (a *Agent) verifyReplica(ctx context.Context, t *task, req agentapi.Task, _
 func (v *vm) retainLater() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.folding || v.replica == nil || v.a.Role != agentapi.RoleTarget {
+	if v.folded != nil || v.replica == nil || v.a.Role != agentapi.RoleTarget {
 		return
 	}
-	upTo, ok := journal.FoldTarget(v.replica.Points(), v.replica.Pins(), v.a.Policy.KeepPoints)
+	upTo, ok := v.replica.PlanRetention(v.a.Policy.KeepPoints)
 	if !ok {
 		return
 	}
-	v.folding = true
-	replica := v.replica
-	v.agent.tasks.wg.Go(func() {
-		err := replica.Fold(v.agent.tasks.ctx, upTo, v.openFoldWriter)
+	replica, folded := v.replica, make(chan struct{})
+	ctx, cancel := context.WithCancel(v.agent.tasks.ctx)
+	v.folded, v.stopFold = folded, cancel
+	go func() {
+		defer close(folded)
+		defer cancel()
+		err := replica.Fold(ctx, upTo, v.openFoldWriter)
 		v.mu.Lock()
-		v.folding = false
+		v.folded, v.stopFold = nil, nil
 		v.mu.Unlock()
-		if err != nil && v.agent.tasks.ctx.Err() == nil {
+		var condition *switchback.Condition
+		if err != nil && ctx.Err() == nil {
 			v.agent.log.Error("folding old points", "protection", v.assignment().Protection, "up_to", upTo, "error", err)
-			v.setCondition(&switchback.Condition{Name: "retention-failing", Severity: switchback.SeverityWarning, Cause: err.Error(),
-				Remedy: "points are kept; see the cause", Since: time.Now()})
+			condition = &switchback.Condition{Name: "retention-failing", Severity: switchback.SeverityWarning, Cause: err.Error(),
+				Remedy: "points are kept; see the cause", Since: time.Now()}
 		}
-	})
+		v.setCondition(condition)
+	}()
+}
+
+// stopFolding ends a background fold, which goes on where it was another time.
+func (v *vm) stopFolding() {
+	v.mu.Lock()
+	stop, folded := v.stopFold, v.folded
+	v.mu.Unlock()
+	if stop != nil {
+		stop()
+		<-folded
+	}
 }
 
 // openFoldWriter opens one base for a fold.

@@ -18,6 +18,7 @@ func (a *Agent) actions() map[string]action {
 		agentapi.ActionAwaitPoint:     handle(a.awaitPoint),
 		agentapi.ActionTakePoint:      handle(a.takePoint),
 		agentapi.ActionHold:           handle(a.hold),
+		agentapi.ActionFreeze:         handle(a.freeze),
 		agentapi.ActionShutdown:       handle(a.shutdown),
 		agentapi.ActionFinalPoint:     handle(a.finalPoint),
 		agentapi.ActionFence:          handle(a.fence),

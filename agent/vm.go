@@ -32,8 +32,10 @@ type vm struct {
 	engine  *replicator.Engine
 	stop    context.CancelFunc
 	stopped chan struct{}
-	// folding is true while the background fold runs; seeding serialises opening the bases.
-	folding bool
+	// folded is closed when the background fold that runs has ended; nil when none runs.
+	folded   chan struct{}
+	stopFold context.CancelFunc
+	// seeding serialises opening the bases.
 	seeding sync.Mutex
 	cond    *switchback.Condition // what the agent itself met outside a cycle
 }
@@ -93,6 +95,7 @@ func (v *vm) openReplica() (*journal.Replica, error) {
 }
 
 func (v *vm) closeReplica() {
+	v.stopFolding()
 	v.closeBases()
 	v.mu.Lock()
 	defer v.mu.Unlock()

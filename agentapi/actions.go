@@ -16,6 +16,7 @@ const (
 	ActionAwaitPoint     = "await-point"     // source: until the target holds a point of this epoch
 	ActionTakePoint      = "take-point"      // source: one point now
 	ActionHold           = "hold"            // source: stop taking points
+	ActionFreeze         = "freeze"          // target: keep every point, one is about to be chosen
 	ActionShutdown       = "shutdown"        // source: turn the guest off
 	ActionFinalPoint     = "final-point"     // source: the point after the shutdown
 	ActionFence          = "fence"           // old side: never run again under this epoch

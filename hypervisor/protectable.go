@@ -16,13 +16,15 @@ func Protectable(d Domain) ([]switchback.Disk, error) {
 		case x.Device == "cdrom" || x.Device == "floppy":
 		case x.Unsupported != "":
 			reasons += fmt.Sprintf("; disk %s: %s", x.Name, x.Unsupported)
+		case len(x.Backing) > 0:
+			reasons += fmt.Sprintf("; disk %s: its image stands on another (%s)", x.Name, x.Backing[0])
 		default:
 			disks = append(disks, x.Disk)
 		}
 	}
 	if reasons != "" {
 		return nil, switchback.Errorf(switchback.CodeUnsupported, "VM %s cannot be protected%s", d.Name, reasons).
-			WithHint("detach such a disk, or convert it to a qcow2 image file")
+			WithHint("detach such a disk, or convert it to one qcow2 image file without backing")
 	}
 	if len(disks) == 0 {
 		return nil, switchback.Errorf(switchback.CodeUnsupported, "VM %s has no disk that can be protected", d.Name)

@@ -54,10 +54,8 @@ func (s *Server) switchPreflight(ctx context.Context, r *operation.Run) error {
 	if err := s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionDescribe, agentapi.DescribeParams{VM: p.VM, MustExist: true, AskAgent: true}, &source); err != nil {
 		return err
 	}
-	for _, d := range source.Domain.Disks {
-		if d.Unsupported == "" && d.Device == "disk" && len(d.Backing) > 0 {
-			return switchback.Errorf(switchback.CodeUnsupported, "disk %s has a backing image: %v", d.Name, d.Backing)
-		}
+	if _, err := hypervisor.Protectable(source.Domain); err != nil {
+		return err
 	}
 	if err := s.agentDescribe(ctx, p.TargetAgent, p, &target); err != nil {
 		return err
@@ -110,6 +108,9 @@ func (s *Server) switchHold(ctx context.Context, r *operation.Run) error {
 		return nil
 	})
 	if err != nil {
+		return err
+	}
+	if err := s.do(ctx, r, p.TargetAgent, p.Epoch, agentapi.ActionFreeze, nil, nil); err != nil {
 		return err
 	}
 	return s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionHold, nil, nil)
