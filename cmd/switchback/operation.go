@@ -204,6 +204,7 @@ func (c *cli) follow(ctx context.Context, cl *api.Client, id switchback.Operatio
 	}
 	shown := map[string]operation.StepState{}
 	var last operation.Record
+	said := time.Now() // when a line about progress was last printed in a pipe
 	err := cl.Watch(ctx, id, func(rec operation.Record) {
 		last = rec
 		if c.json() {
@@ -227,6 +228,10 @@ func (c *cli) follow(ctx context.Context, cl *api.Client, id switchback.Operatio
 						fmt.Fprintf(c.out, "  %-8s %s\n", s.State, s.Title)
 					}
 				}
+			}
+			if !live && s.State == operation.StepRunning && s.Progress != nil && s.Progress.TotalBytes > 0 && time.Since(said) > 5*time.Second {
+				said = time.Now()
+				fmt.Fprintf(c.out, "           %s: %s\n", s.Title, progressText(*s.Progress))
 			}
 			if live && s.State == operation.StepRunning {
 				fmt.Fprintf(c.out, "  %s %s  %s", bar(s.Progress), s.Title, stepTook(s))
