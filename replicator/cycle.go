@@ -10,6 +10,7 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -36,8 +37,16 @@ func (e *Engine) Cycle(ctx context.Context, o CycleOptions) (CycleReport, error)
 		e.setCondition(err)
 	}
 	if err != nil {
-		e.indexReady = false
+		e.indexReady, e.jobsClear = false, false
 		e.history.finish(nil)
+		// The guest must not stay paused until the next try.
+		if !o.Offline && switchback.CodeOf(err) == switchback.CodeNoSpace {
+			c, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+			if cerr := e.clearJob(c); cerr != nil {
+				e.log.Error("cannot see to the guest after a cycle that failed for space", "error", cerr)
+			}
+			cancel()
+		}
 		if ctx.Err() == nil {
 			e.log.Warn("cycle failed", "mode", report.Mode, "error", err)
 		}
@@ -55,29 +64,30 @@ func (e *Engine) Cycle(ctx context.Context, o CycleOptions) (CycleReport, error)
 
 func (e *Engine) cycle(ctx context.Context, o CycleOptions) (CycleReport, error) {
 	report := CycleReport{StartedAt: e.now()}
-	state, err := e.cfg.Target.State(ctx)
-	if err != nil {
-		return report, err
-	}
+	var state TargetState
+	var dom hypervisor.Domain
+	facts := Facts{Epoch: e.cfg.Epoch}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) { state, err = e.cfg.Target.State(gctx); return err })
+	g.Go(func() (err error) { dom, err = e.cfg.Hypervisor.Domain(gctx, e.cfg.VM); return err })
+	g.Go(func() (err error) { facts.Checkpoints, err = e.checkpointNames(gctx); return err })
+	err := g.Wait()
 	if state.Epoch > e.cfg.Epoch {
 		return report, switchback.Errorf(switchback.CodeStaleEpoch, "the target knows epoch %d, this source holds %d", state.Epoch, e.cfg.Epoch)
 	}
-	dom, err := e.cfg.Hypervisor.Domain(ctx, e.cfg.VM)
 	if err != nil {
 		return report, err
 	}
+	facts.Target = state
 	off := dom.State == hypervisor.StateOff
 	if off != o.Offline {
 		return report, switchback.Errorf(switchback.CodeConflict, "VM %s is %s", dom.Name, dom.State)
 	}
-	if !off {
-		if err := e.clearStaleJob(ctx); err != nil {
+	if !off && (!e.jobsClear || dom.State == hypervisor.StatePaused) {
+		if err := e.clearJob(ctx); err != nil {
 			return report, err
 		}
-	}
-	facts := Facts{Target: state, Epoch: e.cfg.Epoch}
-	if facts.Checkpoints, err = e.checkpointNames(ctx); err != nil {
-		return report, err
+		e.jobsClear = true
 	}
 	if state.Seeded && !e.indexReady {
 		valid, err := e.index.Recover(state.Head.Digest)
@@ -109,21 +119,18 @@ func (e *Engine) cycle(ctx context.Context, o CycleOptions) (CycleReport, error)
 	return report, err
 }
 
-// clearStaleJob ends a backup job that a dead agent left, and resumes a guest
-// that its full scratch space has paused.
-func (e *Engine) clearStaleJob(ctx context.Context) error {
+// clearJob ends a backup job that a dead agent or a failed cycle left, and
+// resumes a guest that its full scratch space has paused.
+func (e *Engine) clearJob(ctx context.Context) error {
 	open, err := e.cfg.Hypervisor.HasBackup(ctx, e.cfg.VM)
-	if err != nil || !open {
+	if err != nil {
 		return err
 	}
-	e.log.Info("ending a backup job left by an earlier run")
-	return e.endBackup(ctx)
-}
-
-// endBackup ends the job and, where the job's scratch space paused the guest, resumes it.
-func (e *Engine) endBackup(ctx context.Context) error {
-	if err := e.cfg.Hypervisor.EndBackup(ctx, e.cfg.VM); err != nil {
-		return err
+	if open {
+		e.log.Info("ending a backup job left by an earlier run")
+		if err := e.cfg.Hypervisor.EndBackup(ctx, e.cfg.VM); err != nil {
+			return err
+		}
 	}
 	dom, err := e.cfg.Hypervisor.Domain(ctx, e.cfg.VM)
 	if err != nil {
@@ -183,7 +190,7 @@ func (e *Engine) freeze(ctx context.Context, from, checkpoint string) (*frozen, 
 		for _, r := range append(f.readers, f.more...) {
 			r.Close()
 		}
-		if err := e.endBackup(ctx); err != nil {
+		if err := e.cfg.Hypervisor.EndBackup(ctx, e.cfg.VM); err != nil {
 			return err
 		}
 		e.removeScratch()

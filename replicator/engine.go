@@ -59,6 +59,7 @@ type Engine struct {
 	mu         sync.Mutex // one cycle at a time; guards the following
 	index      *Index
 	indexReady bool
+	jobsClear  bool // no job of ours is left open
 
 	trigger  chan struct{}
 	ioErrors chan string

@@ -551,7 +551,7 @@ func TestRunRetries(t *testing.T) {
 		dir := tempDir(t)
 		policy := switchback.DefaultPolicy()
 		policy.Interval = 2 * time.Second
-		e, err := New(Config{Protection: testProtection, Epoch: 1, Disks: cycleDisks(), Policy: policy, Target: target, Dir: dir, ScratchDir: dir, SocketDir: dir})
+		e, err := New(Config{Protection: testProtection, Epoch: 1, Disks: cycleDisks(), Policy: policy, Target: target, Hypervisor: idleVM{}, Dir: dir, ScratchDir: dir, SocketDir: dir})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -575,7 +575,7 @@ func TestRunEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := &stateTarget{state: func() (TargetState, error) { return TargetState{}, errLost }}
 		dir := tempDir(t)
-		e, err := New(Config{Protection: testProtection, Epoch: 1, Disks: cycleDisks(), Policy: switchback.DefaultPolicy(), Target: target, Dir: dir, ScratchDir: dir, SocketDir: dir})
+		e, err := New(Config{Protection: testProtection, Epoch: 1, Disks: cycleDisks(), Policy: switchback.DefaultPolicy(), Target: target, Hypervisor: idleVM{}, Dir: dir, ScratchDir: dir, SocketDir: dir})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -590,6 +590,17 @@ func TestRunEnds(t *testing.T) {
 			t.Errorf("ended after %v", took)
 		}
 	})
+}
+
+// idleVM runs and has no checkpoint.
+type idleVM struct{ hypervisor.Hypervisor }
+
+func (idleVM) Domain(context.Context, switchback.VMUUID) (hypervisor.Domain, error) {
+	return hypervisor.Domain{State: hypervisor.StateRunning}, nil
+}
+
+func (idleVM) Checkpoints(context.Context, switchback.VMUUID) ([]hypervisor.Checkpoint, error) {
+	return nil, nil
 }
 
 // stateTarget only answers State.
