@@ -33,9 +33,7 @@ func (e *Engine) Cycle(ctx context.Context, o CycleOptions) (CycleReport, error)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	report, err := e.cycle(ctx, o)
-	if ctx.Err() == nil {
-		e.setCondition(err)
-	}
+	changed := ctx.Err() == nil && e.setCondition(err)
 	if err != nil {
 		e.indexReady, e.jobsClear = false, false
 		e.history.finish(nil)
@@ -47,14 +45,14 @@ func (e *Engine) Cycle(ctx context.Context, o CycleOptions) (CycleReport, error)
 			}
 			cancel()
 		}
-		if ctx.Err() == nil {
-			e.log.Warn("cycle failed", "mode", report.Mode, "error", err)
+		if changed {
+			e.log.Warn("cycle failed, it is tried again", "mode", report.Mode, "error", err)
 		}
 		return report, err
 	}
 	e.history.finish(&report)
 	level := e.log.Debug
-	if report.Mode != ModeIncremental {
+	if report.Mode != ModeIncremental || changed {
 		level = e.log.Info
 	}
 	level("point taken", "sequence", report.Point.Sequence, "mode", report.Mode, "reason", report.Reason,

@@ -151,24 +151,29 @@ func retryDelay(interval time.Duration, failures int) time.Duration {
 	return min(d, 30*time.Second)
 }
 
-// setCondition records what the last cycle met, or clears it.
-func (e *Engine) setCondition(err error) {
+// setCondition records what the last cycle met, or clears it, and reports
+// whether that is another condition than before.
+func (e *Engine) setCondition(err error) (changed bool) {
 	now := e.now()
 	e.history.update(func(s *Status) {
 		old := s.Conditions
 		s.Conditions = nil
 		if err == nil {
+			changed = len(old) > 0
 			return
 		}
+		changed = true
 		c := conditionOf(err)
 		c.Since = now
 		for _, o := range old {
 			if o.Name == c.Name {
+				changed = false
 				c.Since = o.Since
 			}
 		}
 		s.Conditions = []switchback.Condition{c}
 	})
+	return changed
 }
 
 // conditionOf names what is wrong for the operator.
