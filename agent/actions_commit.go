@@ -217,7 +217,11 @@ func (v *vm) finishJob(ctx context.Context, disk string) (int64, error) {
 			return 0, err
 		}
 		if p.Ready {
-			return p.Total, hv.BlockPivot(ctx, vmID, disk)
+			n := p.Total
+			if n <= 1 { // libvirt reports 1 of 1 for a job that had nothing to copy
+				n = 0
+			}
+			return n, hv.BlockPivot(ctx, vmID, disk)
 		}
 		sleep(ctx, 20*time.Millisecond)
 		if ctx.Err() != nil {
@@ -443,7 +447,7 @@ func (a *Agent) release(ctx context.Context, _ *task, req agentapi.Task, p agent
 			return nil, err
 		}
 	}
-	if as.Role == agentapi.RoleFenced && defined {
+	if (as.Role == agentapi.RoleFenced || as.Role == agentapi.RoleTarget) && defined {
 		r.Left = append(r.Left, fmt.Sprintf("the fence of %s: its disks here are older than the active copy's; remove %s to allow a start", as.Name, a.fencePath(as.VM)))
 	} else if err := a.clearFence(as.VM); err != nil {
 		return nil, err

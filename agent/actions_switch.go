@@ -140,6 +140,7 @@ func (a *Agent) start(ctx context.Context, t *task, req agentapi.Task, p agentap
 	if err := a.hv.Resume(ctx, as.VM); err != nil {
 		return nil, err
 	}
+	a.tasks.wg.Go(func() { v.superviseView(a.tasks.ctx) })
 	return agentapi.StartResult{RunningAt: now, Socket: run.Socket}, nil
 }
 
@@ -172,7 +173,7 @@ func (v *vm) planRun(ctx context.Context, epoch switchback.Epoch, p agentapi.Sta
 		return err
 	}
 	run.Previous = old
-	return v.change(func(x *Assignment) { x.Run = run })
+	return v.change(func(x *Assignment) { x.Run, x.Autostart = run, p.Autostart })
 }
 
 // ensureView serves the view of an uncommitted VM from a process of its own
@@ -222,6 +223,34 @@ func (v *vm) ensureView(ctx context.Context) error {
 		if time.Now().After(deadline) {
 			return switchback.Errorf(switchback.CodeTimeout, "the view does not answer on %s", as.Run.Socket).WithHint("see %s", logFile.Name())
 		}
+	}
+}
+
+// superviseView serves the view again when its process died, as long as the VM
+// runs from it. QEMU does not connect again by itself: the guest has met I/O
+// errors and must be restarted, which the condition says.
+func (v *vm) superviseView(ctx context.Context) {
+	for ; ctx.Err() == nil; sleep(ctx, time.Second) {
+		as := v.assignment()
+		if as.Run == nil || as.Run.Viewless || as.Role != agentapi.RoleActive {
+			return
+		}
+		if c, err := net.Dial("unix", as.Run.Socket); err == nil {
+			c.Close()
+			continue
+		}
+		if !v.act.TryLock() {
+			continue // an action is at work on the VM, perhaps just this
+		}
+		err := v.ensureView(ctx)
+		v.act.Unlock()
+		cause := "the process that serves the VM's disks died and was started again; the guest has met I/O errors since"
+		if err != nil {
+			cause = "the process that serves the VM's disks died and cannot be started again: " + err.Error()
+		}
+		v.agent.log.Error("the view was lost", "protection", as.Protection, "restarted", err == nil, "error", err)
+		v.setCondition(&switchback.Condition{Name: "view-lost", Severity: switchback.SeverityCritical, Cause: cause, Since: time.Now(),
+			Remedy: "power the VM off and on again (virsh destroy, virsh start), or cancel the switch; commit as soon as it is well"})
 	}
 }
 

@@ -78,6 +78,12 @@ func (a *Agent) prepareReplica(ctx context.Context, _ *task, req agentapi.Task, 
 	for _, d := range disks {
 		spec.Disks = append(spec.Disks, journal.ReplicaDisk{Name: d.Name, SizeBytes: d.SizeBytes, BasePath: d.Path})
 	}
+	files := map[string]FileIdentity{}
+	if p.FromRest {
+		if files, err = identifyAll(disks); err != nil {
+			return nil, err
+		}
+	}
 	replica, err := journal.Options{ReserveBytes: a.cfg.StorageReserveBytes}.Create(replicaDir, spec)
 	if err != nil {
 		return nil, err
@@ -86,6 +92,12 @@ func (a *Agent) prepareReplica(ctx context.Context, _ *task, req agentapi.Task, 
 		x.VM, x.Name, x.Epoch, x.Role, x.Peer, x.Policy = p.VM, p.Name, req.Epoch, agentapi.RoleTarget, p.Peer, p.Policy
 		x.Disks, x.Dir, x.ReplicaDir, x.Session, x.Run, x.MustSend = disks, dir, replicaDir, session, nil, nil
 		x.BaseCheckpoint = p.Checkpoint
+		if p.FromRest {
+			// Our bitmaps are gone from the files: this is how they are left now.
+			rest := *x.Rest
+			rest.Files, rest.Distrust = files, result.Reason
+			x.Rest = &rest
+		}
 	})
 	if err != nil {
 		replica.Close()
@@ -141,6 +153,9 @@ func (a *Agent) checkPrepare(ctx context.Context, as Assignment, p agentapi.Prep
 	if as.Rest == nil || len(as.Disks) == 0 {
 		return r, switchback.Errorf(switchback.CodeNotFound, "this site keeps no disks of %s from before", p.Name).
 			WithHint("unprotect the VM and protect it anew: that copies everything")
+	}
+	if as.Rest.Distrust != "" {
+		r.Trusted, r.Reason = false, as.Rest.Distrust
 	}
 	for _, d := range as.Disks {
 		id, err := identify(d.Path)

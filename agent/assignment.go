@@ -76,6 +76,8 @@ type Run struct {
 type Rest struct {
 	Point switchback.Point        `json:"point"`
 	Files map[string]FileIdentity `json:"files"`
+	// Distrust says why the disks are not what Point says, once that was found.
+	Distrust string `json:"distrust,omitempty"`
 }
 
 // FileIdentity changes when a file is written or replaced.

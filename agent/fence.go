@@ -48,6 +48,10 @@ func (a *Agent) installHook() error {
 	if err != nil {
 		return fmt.Errorf("pid of libvirtd in %s: %w", a.cfg.LibvirtPIDFile, err)
 	}
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if name := strings.TrimSpace(string(comm)); err != nil || (name != "libvirtd" && name != "virtqemud") {
+		return nil // a stale number: libvirtd does not run, and will find the hook when it starts
+	}
 	if err := unix.Kill(pid, unix.SIGHUP); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("tell libvirtd about the hook: %w", err)
 	}

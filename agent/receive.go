@@ -106,6 +106,14 @@ func (v *vm) receive(r *http.Request) (switchback.Point, error) {
 	if err != nil {
 		return p, err
 	}
+	if epoch > v.assignment().Epoch { // a switch was undone while this agent was away
+		if err := replica.SetRetentionFrozen(false); err != nil {
+			return p, err
+		}
+		if err := v.change(func(x *Assignment) { x.Epoch = max(x.Epoch, epoch) }); err != nil {
+			return p, err
+		}
+	}
 	v.retainLater()
 	return p, nil
 }

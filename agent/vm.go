@@ -176,9 +176,12 @@ func (v *vm) takeUp(ctx context.Context) {
 	case agentapi.RoleSource:
 		err = v.startEngine(v.agent.tasks.ctx)
 	case agentapi.RoleTarget:
-		_, err = v.openReplica()
+		if _, err = v.openReplica(); err == nil {
+			err = v.enforceFence(ctx)
+		}
 	case agentapi.RoleActive:
 		err = v.ensureView(ctx)
+		v.agent.tasks.wg.Go(func() { v.superviseView(v.agent.tasks.ctx) })
 	case agentapi.RoleFenced:
 		err = v.enforceFence(ctx)
 	}
@@ -206,7 +209,7 @@ func (v *vm) event(ctx context.Context, ev hypervisor.Event) {
 		if e := v.running(); e != nil {
 			e.IOError(ev.Disk + " " + ev.Detail)
 		}
-	case ev.Kind == hypervisor.EventStarted && a.Role == agentapi.RoleFenced:
+	case ev.Kind == hypervisor.EventStarted && (a.Role == agentapi.RoleFenced || a.Role == agentapi.RoleTarget):
 		if err := v.enforceFence(ctx); err != nil {
 			v.agent.log.Error("a fenced VM runs and cannot be stopped", "protection", a.Protection, "error", err)
 		}

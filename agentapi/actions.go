@@ -84,7 +84,6 @@ type ReplicateParams struct {
 	VM     switchback.VMUUID `json:"vm"`
 	Name   string            `json:"name"`
 	Peer   Peer              `json:"peer"`
-	Disks  []switchback.Disk `json:"disks"`
 	Policy switchback.Policy `json:"policy"`
 	// SendAll makes the first point carry whole disks: the target's kept disks
 	// are not trusted.

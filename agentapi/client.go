@@ -40,8 +40,8 @@ func (c *Client) Points(ctx context.Context, id switchback.ProtectionID) ([]swit
 
 // Run carries out a task and waits for its end, decoding the result into out
 // (nil = none wanted). progress is called with what the agent reports. When ctx
-// ends first the task is cancelled at the agent, if it can be reached, unless
-// the context's cause is ErrDetach.
+// ends first with a cause of its own the task is cancelled at the agent, if it
+// can be reached; when it merely ends (this process does), the task goes on.
 func (c *Client) Run(ctx context.Context, t Task, params, out any, progress func(TaskState)) error {
 	if params != nil {
 		raw, err := json.Marshal(params)

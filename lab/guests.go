@@ -112,7 +112,7 @@ func (l *Lab) Virsh(ctx context.Context, name string, args ...string) (string, e
 	if err != nil {
 		return "", fmt.Errorf("virsh %s at %s: %w: %s", strings.Join(args, " "), name, err, strings.TrimSpace(string(out)))
 	}
-	return strings.TrimSpace(string(out)), nil
+	return strings.TrimRight(string(out), "\n"), nil
 }
 
 // Control connects to a running guest's control port.

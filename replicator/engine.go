@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -189,6 +190,11 @@ func conditionOf(err error) switchback.Condition {
 			c.Remedy = "make room in the source agent's scratch directory; the guest goes on, replication tries again by itself"
 		}
 	case switchback.CodeUnavailable, switchback.CodeTimeout:
+		var e *switchback.Error
+		if errors.As(err, &e) && strings.HasPrefix(e.Op, "libvirt") {
+			c.Name, c.Remedy = "hypervisor-unreachable", "start libvirtd at the source; replication goes on by itself"
+			break
+		}
 		c.Name = "target-unreachable"
 		c.Remedy = "check the other site's agent and the network between the agents; replication goes on by itself"
 	case switchback.CodeStaleEpoch:

@@ -88,7 +88,7 @@ func (s *Server) startReplication(ctx context.Context, r *operation.Run, p switc
 		return err
 	}
 	return s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionReplicate, agentapi.ReplicateParams{
-		VM: p.VM, Name: p.Name, Peer: peer, Disks: p.Disks, Policy: p.Policy, SendAll: sendAll}, nil)
+		VM: p.VM, Name: p.Name, Peer: peer, Policy: p.Policy, SendAll: sendAll}, nil)
 }
 
 // awaitFirstPoint ends with the phase protected, once the target holds a point.

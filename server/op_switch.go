@@ -102,7 +102,7 @@ func (s *Server) switchHold(ctx context.Context, r *operation.Run) error {
 		if p.Phase == switchback.PhaseSwitching {
 			return nil // before a restart
 		}
-		p.Phase = switchback.PhaseSwitching
+		p.Phase, p.Paused = switchback.PhaseSwitching, false
 		p.Switch = &switchback.Switch{From: p.Source, To: p.Target, FromAgent: p.SourceAgent, ToAgent: p.TargetAgent,
 			PreviousEpoch: p.Epoch, StartedAt: time.Now(), WasRunning: source.Domain.State != hypervisor.StateOff}
 		return nil
@@ -229,7 +229,7 @@ func (s *Server) switchStart(ctx context.Context, r *operation.Run) error {
 	}
 	var out agentapi.StartResult
 	err = s.do(ctx, r, p.Switch.ToAgent, p.Switch.Epoch, agentapi.ActionStart, agentapi.StartParams{
-		Sequence: p.Switch.Point.Sequence, Definition: source.Definition, Networks: networks}, &out)
+		Sequence: p.Switch.Point.Sequence, Definition: source.Definition, Networks: networks, Autostart: source.Domain.Autostart}, &out)
 	if err != nil {
 		return err
 	}
@@ -307,7 +307,15 @@ func (s *Server) undoSwitch(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	sw := p.Switch
-	if err := s.do(ctx, r, sw.ToAgent, sw.UndoEpoch, agentapi.ActionAbandon, agentapi.FenceParams{ActiveSite: sw.From}, nil); err != nil {
+	err = s.do(ctx, r, sw.ToAgent, sw.UndoEpoch, agentapi.ActionAbandon, agentapi.FenceParams{ActiveSite: sw.From}, nil)
+	rec := r.Record()
+	if st := rec.Step("activate"); err != nil && switchback.IsRetryable(err) && st != nil && st.StartedAt.IsZero() {
+		// The new side never owned the VM: the old one need not wait for it. It
+		// learns the epoch from the first point.
+		r.Log(slog.LevelWarn, "the new side does not answer, and never was active: going on without it", "site", sw.To, "error", err)
+		err = nil
+	}
+	if err != nil {
 		return err
 	}
 	r.Log(slog.LevelInfo, "new side is off", "site", sw.To)

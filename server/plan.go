@@ -119,7 +119,9 @@ func (s *Server) plan(ctx context.Context, v api.VM, kind recovery.Kind, params 
 
 func lastCycle(v api.VM) *replicator.CycleReport {
 	if v.AtSource != nil && v.AtSource.Replication != nil {
-		return v.AtSource.Replication.LastCycle
+		if c := v.AtSource.Replication.LastCycle; c != nil && c.Mode == replicator.ModeIncremental {
+			return c
+		}
 	}
 	return nil
 }

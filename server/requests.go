@@ -96,13 +96,17 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 		if err := e.Policy.Validate(); err != nil {
 			return api.OperationAnswer{}, err
 		}
-		params, kind = e, recovery.Edit
+		params = e
+	}
+	title := string(kind)
+	if kind == recovery.Pause || kind == recovery.Resume {
+		kind = recovery.Edit
 	}
 	if req.DryRun {
 		plan, err := s.plan(ctx, v, kind, params)
 		return api.OperationAnswer{Plan: plan}, err
 	}
-	rec, err := s.submit(ctx, who, p, string(kind), params)
+	rec, err := s.submit(ctx, who, p, string(kind), title, params)
 	return api.OperationAnswer{Operation: &rec}, err
 }
 
@@ -124,7 +128,7 @@ func (s *Server) checkPoint(ctx context.Context, v api.VM, sp switchParams) erro
 }
 
 // submit makes the operation durable and links it to the VM.
-func (s *Server) submit(ctx context.Context, who string, p switchback.Protection, kind string, params any) (operation.Record, error) {
+func (s *Server) submit(ctx context.Context, who string, p switchback.Protection, kind, title string, params any) (operation.Record, error) {
 	raw, err := json.Marshal(params)
 	if err != nil {
 		return operation.Record{}, err
@@ -132,7 +136,7 @@ func (s *Server) submit(ctx context.Context, who string, p switchback.Protection
 	if params == nil {
 		raw = nil
 	}
-	rec, err := s.runner.Submit(ctx, operation.Record{Kind: kind, Protection: p.ID, Title: kind + " " + p.Name, Params: raw, RequestedBy: who})
+	rec, err := s.runner.Submit(ctx, operation.Record{Kind: kind, Protection: p.ID, Title: title + " " + p.Name, Params: raw, RequestedBy: who})
 	if err != nil {
 		return rec, err
 	}
@@ -234,7 +238,7 @@ func (s *Server) requestProtect(ctx context.Context, who, name string, req api.O
 	if p, err = s.store.CreateProtection(ctx, p); err != nil {
 		return none, err
 	}
-	rec, err := s.submit(ctx, who, p, string(recovery.Protect), nil)
+	rec, err := s.submit(ctx, who, p, string(recovery.Protect), string(recovery.Protect), nil)
 	if err != nil {
 		if derr := s.store.DeleteProtection(ctx, p.ID, p.Version); derr != nil {
 			s.log.Error("a protection without operation is left", "protection", p.ID, "error", derr)

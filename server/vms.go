@@ -58,7 +58,9 @@ func (s *Server) agentViews(ctx context.Context, site switchback.SiteID) ([]api.
 
 // healthyAgent chooses the agent of a site that works for a VM.
 func (s *Server) healthyAgent(ctx context.Context, site switchback.SiteID) (api.Agent, error) {
-	if _, err := s.store.Site(ctx, site); err != nil {
+	if _, err := s.store.Site(ctx, site); switchback.CodeOf(err) == switchback.CodeNotFound {
+		return api.Agent{}, switchback.Errorf(switchback.CodeNotFound, "there is no site %q", site).WithHint("'switchback site list' shows them, 'switchback site add' makes one")
+	} else if err != nil {
 		return api.Agent{}, err
 	}
 	views, err := s.agentViews(ctx, site)

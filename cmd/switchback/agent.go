@@ -17,7 +17,7 @@ import (
 func (c *cli) agentCommand() *cobra.Command {
 	var cfg agent.Config
 	var libvirtSocket, logLevel string
-	cmd := &cobra.Command{Use: "agent", Short: "Run the agent of a site", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "agent", Short: "Run the agent of a site", Args: none}
 	cmd.PersistentFlags().StringVar(&cfg.StateDir, "state", "/var/lib/switchback", "state directory")
 	f := cmd.Flags()
 	f.StringVar(&cfg.RunDir, "run", "/run/switchback", "directory of sockets")
@@ -55,7 +55,7 @@ func (c *cli) agentCommand() *cobra.Command {
 	}
 
 	var address string
-	join := &cobra.Command{Use: "join TOKEN", Short: "Join a site with a one-time token", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+	join := &cobra.Command{Use: "join TOKEN", Short: "Join a site with a one-time token", Args: one("TOKEN"), RunE: func(cmd *cobra.Command, args []string) error {
 		if !strings.Contains(address, ":") {
 			return switchback.Errorf(switchback.CodeInvalid, "--address HOST:PORT is needed: how the server and the other agents reach this agent")
 		}
@@ -68,7 +68,7 @@ func (c *cli) agentCommand() *cobra.Command {
 	}}
 	join.Flags().StringVar(&address, "address", "", "how this agent is reached, host:port")
 
-	list := &cobra.Command{Use: "list", Short: "List all agents", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	list := &cobra.Command{Use: "list", Short: "List all agents", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		cl, err := c.client()
 		if err != nil {
 			return err

@@ -35,7 +35,7 @@ func (b viewBackend) Extents(off, length int64) ([]nbd.Extent, error) {
 func exportCommand() *cobra.Command {
 	var replica, socket, pidFile, logLevel string
 	var point uint64
-	cmd := &cobra.Command{Use: "export", Short: "Serve the disks of a recovery point, read-only, over NBD", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	cmd := &cobra.Command{Use: "export", Short: "Serve the disks of a recovery point, read-only, over NBD", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		log, err := newLogger(cmd.ErrOrStderr(), logLevel)
 		if err != nil {
 			return err

@@ -15,10 +15,10 @@ import (
 // labCommand makes two sites on this machine.
 func labCommand() *cobra.Command {
 	var dir string
-	cmd := &cobra.Command{Use: "lab", Short: "Two libvirt sites on this machine, with guests, server and agents"}
+	cmd := group(&cobra.Command{Use: "lab", Short: "Two libvirt sites on this machine, with guests, server and agents"})
 	cmd.PersistentFlags().StringVar(&dir, "dir", "/var/tmp/switchback-lab", "directory of the lab")
 	var bare bool
-	up := &cobra.Command{Use: "up", Short: "Start the lab (needs root, and the packages of scripts/install-packages.sh)", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	up := &cobra.Command{Use: "up", Short: "Start the lab (needs root, and the packages of scripts/install-packages.sh)", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		exe, err := os.Executable()
 		if err != nil {
 			return err
@@ -36,19 +36,19 @@ func labCommand() *cobra.Command {
 		return nil
 	}}
 	up.Flags().BoolVar(&bare, "bare", false, "without guests")
-	status := &cobra.Command{Use: "status", Short: "Show sites, processes and guests", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	status := &cobra.Command{Use: "status", Short: "Show sites, processes and guests", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		l, err := lab.Attach(dir)
 		if err != nil {
 			return err
 		}
 		return printLab(cmd.OutOrStdout(), l, cmd)
 	}}
-	down := &cobra.Command{Use: "down", Short: "End the lab and remove its files", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	down := &cobra.Command{Use: "down", Short: "End the lab and remove its files", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		return lab.Down(cmd.Context(), dir)
 	}}
 	var report string
 	var keep bool
-	show := &cobra.Command{Use: "demo", Short: "Run the whole loop on real guests, with a witness, and write a report", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	show := &cobra.Command{Use: "demo", Short: "Run the whole loop on real guests, with a witness, and write a report", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		exe, err := os.Executable()
 		if err != nil {
 			return err

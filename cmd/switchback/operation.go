@@ -18,11 +18,11 @@ import (
 )
 
 func (c *cli) operationCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "operation", Aliases: []string{"op"}, Short: "List, show and watch operations"}
+	cmd := group(&cobra.Command{Use: "operation", Aliases: []string{"op"}, Short: "List, show and watch operations"})
 	var vm string
 	var all bool
 	var limit int
-	list := &cobra.Command{Use: "list", Short: "List operations, newest first", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	list := &cobra.Command{Use: "list", Short: "List operations, newest first", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		cl, err := c.client()
 		if err != nil {
 			return err
@@ -42,7 +42,7 @@ func (c *cli) operationCommand() *cobra.Command {
 	list.Flags().StringVar(&vm, "vm", "", "only those of a VM")
 	list.Flags().BoolVar(&all, "all", false, "ended ones, too")
 	list.Flags().IntVar(&limit, "limit", 50, "at most so many")
-	show := &cobra.Command{Use: "show ID", Short: "Show an operation with its steps and log", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+	show := &cobra.Command{Use: "show ID", Short: "Show an operation with its steps and log", Args: one("ID"), RunE: func(cmd *cobra.Command, args []string) error {
 		cl, err := c.client()
 		if err != nil {
 			return err
@@ -68,14 +68,14 @@ func (c *cli) operationCommand() *cobra.Command {
 			}
 		})
 	}}
-	watch := &cobra.Command{Use: "watch ID", Short: "Follow an operation until it ends", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+	watch := &cobra.Command{Use: "watch ID", Short: "Follow an operation until it ends", Args: one("ID"), RunE: func(cmd *cobra.Command, args []string) error {
 		cl, err := c.client()
 		if err != nil {
 			return err
 		}
-		return c.follow(cmd.Context(), cl, switchback.OperationID(args[0]))
+		return c.follow(cmd.Context(), cl, switchback.OperationID(args[0]), operation.StateSucceeded)
 	}}
-	cancel := &cobra.Command{Use: "cancel ID", Short: "Stop an operation and undo what it did", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+	cancel := &cobra.Command{Use: "cancel ID", Short: "Stop an operation and undo what it did", Args: one("ID"), RunE: func(cmd *cobra.Command, args []string) error {
 		cl, err := c.client()
 		if err != nil {
 			return err
@@ -83,9 +83,9 @@ func (c *cli) operationCommand() *cobra.Command {
 		if err := cl.CancelOperation(cmd.Context(), switchback.OperationID(args[0])); err != nil {
 			return err
 		}
-		return c.follow(cmd.Context(), cl, switchback.OperationID(args[0]))
+		return c.follow(cmd.Context(), cl, switchback.OperationID(args[0]), operation.StateCancelled)
 	}}
-	retry := &cobra.Command{Use: "retry ID", Short: "Let a failed operation go on", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+	retry := &cobra.Command{Use: "retry ID", Short: "Let a failed operation go on", Args: one("ID"), RunE: func(cmd *cobra.Command, args []string) error {
 		cl, err := c.client()
 		if err != nil {
 			return err
@@ -93,7 +93,7 @@ func (c *cli) operationCommand() *cobra.Command {
 		if err := cl.RetryOperation(cmd.Context(), switchback.OperationID(args[0])); err != nil {
 			return err
 		}
-		return c.follow(cmd.Context(), cl, switchback.OperationID(args[0]))
+		return c.follow(cmd.Context(), cl, switchback.OperationID(args[0]), operation.StateSucceeded)
 	}}
 	cmd.AddCommand(list, show, watch, cancel, retry)
 	return cmd
@@ -196,8 +196,8 @@ func progressText(p operation.Progress) string {
 }
 
 // follow shows an operation until it ends: a live bar on a terminal, a line per
-// change elsewhere. Its error is the operation's.
-func (c *cli) follow(ctx context.Context, cl *api.Client, id switchback.OperationID) error {
+// change elsewhere. Its error is the operation's, unless it ends as wanted.
+func (c *cli) follow(ctx context.Context, cl *api.Client, id switchback.OperationID, want operation.State) error {
 	live := false
 	if f, ok := c.out.(*os.File); ok && !c.json() {
 		live = term.IsTerminal(int(f.Fd()))
@@ -256,7 +256,7 @@ func (c *cli) follow(ctx context.Context, cl *api.Client, id switchback.Operatio
 		printSummary(c.out, last)
 	}
 	switch last.State {
-	case operation.StateSucceeded:
+	case want, operation.StateSucceeded:
 		return nil
 	case operation.StateCancelled:
 		return switchback.Errorf(switchback.CodeCancelled, "%s was cancelled", last.Title)

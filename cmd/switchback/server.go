@@ -9,7 +9,7 @@ import (
 func serverCommand() *cobra.Command {
 	var cfg server.Config
 	var logLevel string
-	cmd := &cobra.Command{Use: "server", Short: "Run the control plane", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	cmd := &cobra.Command{Use: "server", Short: "Run the control plane", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		log, err := newLogger(cmd.ErrOrStderr(), logLevel)
 		if err != nil {
 			return err

@@ -11,8 +11,8 @@ import (
 )
 
 func (c *cli) siteCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "site", Short: "Sites and join tokens"}
-	list := &cobra.Command{Use: "list", Short: "List sites with their agents", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	cmd := group(&cobra.Command{Use: "site", Short: "Sites and join tokens"})
+	list := &cobra.Command{Use: "list", Short: "List sites with their agents", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		cl, err := c.client()
 		if err != nil {
 			return err
@@ -42,7 +42,7 @@ func (c *cli) siteCommand() *cobra.Command {
 		})
 	}}
 	var valid time.Duration
-	add := &cobra.Command{Use: "add SITE", Short: "Add a site and print a one-time token for its agent", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+	add := &cobra.Command{Use: "add SITE", Short: "Add a site and print a one-time token for its agent", Args: one("SITE"), RunE: func(cmd *cobra.Command, args []string) error {
 		cl, err := c.client()
 		if err != nil {
 			return err
@@ -60,7 +60,7 @@ func (c *cli) siteCommand() *cobra.Command {
 		})
 	}}
 	add.Flags().DurationVar(&valid, "valid-for", time.Hour, "how long the token can be used")
-	remove := &cobra.Command{Use: "remove SITE", Short: "Remove a site that has no agent", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+	remove := &cobra.Command{Use: "remove SITE", Short: "Remove a site that has no agent", Args: one("SITE"), RunE: func(cmd *cobra.Command, args []string) error {
 		cl, err := c.client()
 		if err != nil {
 			return err

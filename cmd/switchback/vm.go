@@ -9,12 +9,14 @@ import (
 	"github.com/spf13/cobra"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/operation"
 	"github.com/switchback-dr/switchback/recovery"
 )
 
 func (c *cli) vmCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "vm", Short: "Protect VMs, move them, bring them back"}
+	cmd := group(&cobra.Command{Use: "vm", Short: "Protect VMs, move them, bring them back"})
 	cmd.AddCommand(c.vmList(), c.vmShow(), c.vmPoints())
 
 	var protectFrom, protectTo string
@@ -33,8 +35,29 @@ func (c *cli) vmCommand() *cobra.Command {
 	protect.Flags().StringToStringVar(&networks, "network", nil, "network at home=network at the target; repeatable")
 	policyFlags(protect)
 
-	edit := c.vmOperation(recovery.Edit, "edit VM", "Change the replication policy", func(req *api.OperationRequest, _ *cobra.Command) { req.Policy = &policy })
+	edit := c.vmOperation(recovery.Edit, "edit VM", "Change the replication policy: what is named, nothing else", func(req *api.OperationRequest, _ *cobra.Command) { req.Policy = &policy })
 	policyFlags(edit)
+	editPlain := edit.RunE
+	edit.RunE = func(cmd *cobra.Command, args []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		v, err := cl.VM(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		if !cmd.Flags().Changed("interval") {
+			policy.Interval = v.Policy.Interval
+		}
+		if !cmd.Flags().Changed("keep") {
+			policy.KeepPoints = v.Policy.KeepPoints
+		}
+		if !cmd.Flags().Changed("compression") {
+			policy.Compression = v.Policy.Compression
+		}
+		return editPlain(cmd, args)
+	}
 
 	moves := func(cmd *cobra.Command, req *api.OperationRequest) {
 		cmd.Flags().StringVar(&req.Point, "point", "latest", "latest, latest-processed, or a point's number")
@@ -76,7 +99,7 @@ func (c *cli) vmCommand() *cobra.Command {
 // vmOperation is a command that asks for an operation and follows it.
 func (c *cli) vmOperation(kind recovery.Kind, use, short string, fill func(*api.OperationRequest, *cobra.Command)) *cobra.Command {
 	var dry, noWait bool
-	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1)}
+	cmd := &cobra.Command{Use: use, Short: short, Args: one("VM")}
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "say what would be done, to what, how many bytes, how long; do nothing")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return when the operation has begun")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -107,7 +130,11 @@ func (c *cli) ask(ctx context.Context, cl *api.Client, vm string, kind recovery.
 	if !c.json() {
 		fmt.Fprintf(c.out, "%s (%s)\n", a.Operation.Title, a.Operation.ID)
 	}
-	return c.follow(ctx, cl, a.Operation.ID)
+	want := operation.StateSucceeded
+	if kind == recovery.Cancel {
+		want = operation.StateCancelled
+	}
+	return c.follow(ctx, cl, a.Operation.ID, want)
 }
 
 func printPlan(w io.Writer, p api.Plan) {
@@ -131,7 +158,7 @@ func printPlan(w io.Writer, p api.Plan) {
 
 func (c *cli) vmList() *cobra.Command {
 	var all bool
-	cmd := &cobra.Command{Use: "list", Short: "List protected VMs, or with --all every VM of the sites", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	cmd := &cobra.Command{Use: "list", Short: "List protected VMs, or with --all every VM of the sites", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		cl, err := c.client()
 		if err != nil {
 			return err
@@ -183,7 +210,7 @@ func (c *cli) vmList() *cobra.Command {
 }
 
 func (c *cli) vmShow() *cobra.Command {
-	return &cobra.Command{Use: "show VM", Short: "Show a protected VM: phase, health, figures, what may be done", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "show VM", Short: "Show a protected VM: phase, health, figures, what may be done", Args: one("VM"), RunE: func(cmd *cobra.Command, args []string) error {
 		cl, err := c.client()
 		if err != nil {
 			return err
@@ -220,15 +247,20 @@ func printVM(w io.Writer, v api.VM) {
 		if r.Progress != nil {
 			line("copying", "%s: %.0f %% of %s, %s/s, ETA %s", r.Activity, r.Progress.Percent, bytesText(r.Progress.TotalBytes), bytesText(int64(r.Progress.RateBytesPerSecond)), seconds(r.Progress.ETA))
 		}
-		if r.Cycles > 0 {
+		if r.RPOMaxSeconds > 0 {
 			line("RPO", "p50 %.2f s, p99 %.2f s, max %.2f s over %d cycles", r.RPOP50Seconds, r.RPOP99Seconds, r.RPOMaxSeconds, r.Cycles)
 		}
 		if lc := r.LastCycle; lc != nil {
 			line("last cycle", "%s in %s: %s dirty, %s changed, %s sent (%s)", lc.Mode, seconds(lc.Total), bytesText(lc.DirtyBytes), bytesText(lc.ChangedBytes), bytesText(lc.SentBytes), lc.Codec)
 		}
 	}
-	if t := v.AtTarget; t != nil && t.Replica != nil {
-		line("replica", "%d points, journal %s, %s free at the target", t.Replica.Points, bytesText(t.Replica.JournalBytes), bytesText(t.Replica.FreeBytes))
+	for _, t := range []*agentapi.VMStatus{v.AtSource, v.AtTarget} {
+		if t == nil {
+			continue
+		}
+		if t.Replica != nil {
+			line("replica", "%d points, journal %s, %s free there", t.Replica.Points, bytesText(t.Replica.JournalBytes), bytesText(t.Replica.FreeBytes))
+		}
 		for _, s := range t.Snapshots {
 			line("snapshot", "%s: %s set aside (%s)", s.Name, bytesText(s.SizeBytes), ago(s.Time))
 		}
@@ -256,7 +288,7 @@ func printVM(w io.Writer, v api.VM) {
 }
 
 func (c *cli) vmPoints() *cobra.Command {
-	return &cobra.Command{Use: "points VM", Short: "List the recovery points of a VM", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "points VM", Short: "List the recovery points of a VM", Args: one("VM"), RunE: func(cmd *cobra.Command, args []string) error {
 		cl, err := c.client()
 		if err != nil {
 			return err
