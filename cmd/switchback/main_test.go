@@ -39,6 +39,7 @@ import (
 //	start-agent SITE [VM...]    join a scripted agent of the site, whose hypervisor runs these VMs
 //	stop-agent SITE             it neither answers nor reports any more
 //	agent-fails SITE ACTION     its next such action fails
+//	idle                        wait until no operation is under way
 //	json PATH VALUE             the last output is JSON, and has the value at the dotted path
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -74,6 +75,20 @@ func TestScripts(t *testing.T) {
 				a.mu.Lock()
 				defer a.mu.Unlock()
 				a.fail = args[1]
+			},
+			"idle": func(ts *testscript.TestScript, _ bool, _ []string) {
+				w := ts.Value("world").(*world)
+				admin, err := api.Dial(w.env.Getenv("SWITCHBACK_CONFIG"))
+				ts.Check(err)
+				for range 500 {
+					list, err := admin.Operations(context.Background(), "", true, 1)
+					ts.Check(err)
+					if len(list) == 0 {
+						return
+					}
+					time.Sleep(10 * time.Millisecond)
+				}
+				ts.Fatalf("operations do not end")
 			},
 			"json": func(ts *testscript.TestScript, _ bool, args []string) {
 				var v any
