@@ -114,3 +114,28 @@ func TestHomeward(t *testing.T) {
 		t.Errorf("sizes add up to %d", n)
 	}
 }
+
+func TestFlatten(t *testing.T) {
+	inner := switchback.Errorf(switchback.CodeNoSpace, "full").WithHint("make room")
+	for _, c := range []struct {
+		err  error
+		code switchback.Code
+		text string
+		hint string
+	}{
+		{inner, switchback.CodeNoSpace, "full (make room)", "make room"},
+		{fmt.Errorf("store: %w", inner), switchback.CodeNoSpace, "store: full (make room)", "make room"}, // the hint once
+		{&switchback.Error{Code: switchback.CodeInternal, Op: "riga", Message: "open", Err: fs.ErrNotExist}, switchback.CodeInternal, "riga: open: file does not exist", ""},
+		{switchback.Errorf(switchback.CodeInvalid, "open: %w", fs.ErrNotExist), switchback.CodeInvalid, "open: file does not exist", ""},
+		{fmt.Errorf("call: %w", context.DeadlineExceeded), switchback.CodeTimeout, "call: context deadline exceeded", ""},
+		{errors.New("x"), switchback.CodeInternal, "x", ""},
+	} {
+		got := switchback.Flatten(c.err)
+		if got.Code != c.code || got.Error() != c.text || got.Hint != c.hint || got.Err != nil {
+			t.Errorf("Flatten(%v) = %+v, want %s %q (%s)", c.err, got, c.code, c.text, c.hint)
+		}
+	}
+	if inner.Hint != "make room" {
+		t.Error("Flatten changes its argument")
+	}
+}

@@ -1,0 +1,133 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/operation"
+	"github.com/switchback-dr/switchback/transport"
+)
+
+func serve(t *testing.T, h http.HandlerFunc) *Client {
+	t.Helper()
+	srv := httptest.NewTLSServer(h)
+	t.Cleanup(srv.Close)
+	return &Client{http: srv.Client(), server: strings.TrimPrefix(srv.URL, "https://")}
+}
+
+// TestWatch: a stream that breaks is asked for again, until the operation has ended.
+func TestWatch(t *testing.T) {
+	streams := [][]operation.State{
+		{operation.StateQueued, operation.StateRunning},
+		{operation.StateRunning, operation.StateSucceeded, operation.StateRunning}, // nothing after the end counts
+	}
+	asked := 0
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v1/operations/op-1/watch" {
+			t.Errorf("asked for %s", r.URL.Path)
+		}
+		enc := json.NewEncoder(w)
+		for _, s := range streams[asked] {
+			if err := enc.Encode(operation.Record{ID: "op-1", State: s}); err != nil {
+				t.Error(err)
+			}
+		}
+		asked++
+	})
+	var seen []operation.State
+	if err := c.Watch(context.Background(), "op-1", func(r operation.Record) { seen = append(seen, r.State) }); err != nil {
+		t.Fatal(err)
+	}
+	want := []operation.State{operation.StateQueued, operation.StateRunning, operation.StateRunning, operation.StateSucceeded}
+	if d := cmp.Diff(want, seen); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestWatchErrors(t *testing.T) {
+	away := 0
+	c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		if away++; away == 1 { // a restart is waited for
+			transport.WriteError(w, switchback.Errorf(switchback.CodeUnavailable, "starting"))
+			return
+		}
+		transport.WriteError(w, switchback.Errorf(switchback.CodeNotFound, "no operation op-1"))
+	})
+	err := c.Watch(context.Background(), "op-1", func(operation.Record) { t.Error("an operation was seen") })
+	if switchback.CodeOf(err) != switchback.CodeNotFound || away != 2 {
+		t.Errorf("error %v after %d requests", err, away)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c = serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		cancel()
+		transport.WriteError(w, switchback.Errorf(switchback.CodeUnavailable, "away"))
+	})
+	if err := c.Watch(ctx, "op-1", nil); err != context.Canceled {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// TestPaths: names are escaped, and each method asks for what it says.
+func TestPaths(t *testing.T) {
+	var got string
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		got = r.Method + " " + r.URL.RequestURI()
+		transport.WriteJSON(w, http.StatusOK, nil)
+	})
+	ctx := context.Background()
+	for want, call := range map[string]func() error{
+		"GET /v1/vms/a%2Fb":                                 func() error { _, err := c.VM(ctx, "a/b"); return err },
+		"GET /v1/vms/a%2Fb/points":                          func() error { _, err := c.Points(ctx, "a/b"); return err },
+		"POST /v1/vms/web/operations/take-point":            func() error { _, err := c.Request(ctx, "web", "take-point", OperationRequest{}); return err },
+		"DELETE /v1/sites/x%20y":                            func() error { return c.DeleteSite(ctx, "x y") },
+		"POST /v1/sites/x/tokens":                           func() error { _, err := c.MintToken(ctx, "x", 1); return err },
+		"GET /v1/operations?limit=3&unfinished=true&vm=a+b": func() error { _, err := c.Operations(ctx, "a b", true, 3); return err },
+		"GET /v1/operations/op-1/log?after=7":               func() error { _, err := c.OperationLog(ctx, "op-1", 7); return err },
+		"POST /v1/operations/op-1/cancel":                   func() error { return c.CancelOperation(ctx, "op-1") },
+		"POST /v1/operations/op-1/retry":                    func() error { return c.RetryOperation(ctx, "op-1") },
+	} {
+		if err := call(); err != nil {
+			t.Errorf("%s: %v", want, err)
+		}
+		if got != want {
+			t.Errorf("asked %s, want %s", got, want)
+		}
+	}
+}
+
+func TestDial(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Dial(dir); switchback.CodeOf(err) != switchback.CodeNotFound || !strings.Contains(fmt.Sprint(err), "STATE/admin") {
+		t.Errorf("no credentials: %v", err)
+	}
+	ca, err := transport.CreateCA(filepath.Join(dir, "ca"), "sb-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	creds, err := ca.Issue(transport.Identity{Installation: "sb-test", Role: transport.RoleAdmin, ID: "admin"}, 1e12)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := transport.SaveCredentials(dir, creds); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Dial(dir); switchback.CodeOf(err) != switchback.CodeInvalid {
+		t.Errorf("no address: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "server"), []byte("host:1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := Dial(dir); err != nil || c.server != "host:1" {
+		t.Errorf("dialled %+v, %v", c, err)
+	}
+}
