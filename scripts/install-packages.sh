@@ -10,7 +10,7 @@
 # another place of the policy.
 set -eu
 
-demo='ca-certificates qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system
+demo='qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system
 libvirt-clients e2fsprogs iproute2 util-linux mount libnbd-bin ca-certificates make'
 test="$demo nbdkit git"
 bench="$test virtnbdbackup"
