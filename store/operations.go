@@ -101,7 +101,7 @@ func (s *Store) Operations(ctx context.Context, f operation.Filter) ([]operation
 		q.Where("kind = ?", f.Kind)
 	}
 	if f.Unfinished {
-		q.Where("state IN (?)", bun.In(operation.UnfinishedStates()))
+		q.Where("state IN (?)", bun.List(operation.UnfinishedStates()))
 	}
 	if f.Before != "" {
 		q.Where("id < ?", string(f.Before))
@@ -126,7 +126,7 @@ const claimable = "state IN (?) AND (lease_owner = '' OR lease_owner = ? OR leas
 func (s *Store) ClaimableOperations(ctx context.Context, owner string, now time.Time) ([]switchback.OperationID, error) {
 	var ids []switchback.OperationID
 	err := s.read.NewSelect().Model((*operationRow)(nil)).Column("id").Order("id").
-		Where(claimable, bun.In(operation.UnfinishedStates()), owner, micros(now)).Scan(ctx, &ids)
+		Where(claimable, bun.List(operation.UnfinishedStates()), owner, micros(now)).Scan(ctx, &ids)
 	return ids, failure("list claimable operations", err)
 }
 
@@ -136,7 +136,7 @@ func (s *Store) ClaimOperation(ctx context.Context, id switchback.OperationID, o
 		n, err := changed(tx.NewUpdate().Model((*operationRow)(nil)).
 			Set("lease_owner = ?", owner).Set("lease_epoch = lease_epoch + 1").Set("lease_until = ?", micros(until)).
 			Where("id = ?", string(id)).
-			Where(claimable, bun.In(operation.UnfinishedStates()), owner, micros(now)).Exec(ctx))
+			Where(claimable, bun.List(operation.UnfinishedStates()), owner, micros(now)).Exec(ctx))
 		if err != nil {
 			return err
 		}
@@ -161,7 +161,7 @@ func (s *Store) SaveOperation(ctx context.Context, rec operation.Record) (cancel
 		n, err := changed(tx.NewUpdate().Model(&row).
 			Column("state", "irreversible", "lease_until", "document").WherePK().
 			Where("lease_owner = ?", rec.Lease.Owner).Where("lease_epoch = ?", rec.Lease.Epoch).
-			Where("state IN (?)", bun.In(operation.UnfinishedStates())).
+			Where("state IN (?)", bun.List(operation.UnfinishedStates())).
 			// An irreversible step and a cancel exclude each other: the first one wins.
 			Where("NOT (? AND cancel_requested AND NOT irreversible)", rec.Irreversible).Exec(ctx))
 		if err != nil {
@@ -188,7 +188,7 @@ func (s *Store) SaveOperation(ctx context.Context, rec operation.Record) (cancel
 func (s *Store) RequestCancel(ctx context.Context, id switchback.OperationID) error {
 	n, err := changed(s.write.NewUpdate().Model((*operationRow)(nil)).Set("cancel_requested = ?", true).
 		Where("id = ?", string(id)).Where("NOT irreversible").
-		Where("state IN (?)", bun.In([]operation.State{operation.StateQueued, operation.StateRunning})).Exec(ctx))
+		Where("state IN (?)", bun.List([]operation.State{operation.StateQueued, operation.StateRunning})).Exec(ctx))
 	if err != nil {
 		return failure("cancel operation "+string(id), err)
 	}
