@@ -81,7 +81,7 @@ func (a *Agent) replicate(ctx context.Context, _ *task, req agentapi.Task, p age
 		}
 		as.VM, as.Name, as.Epoch, as.Role, as.Peer = p.VM, p.Name, req.Epoch, agentapi.RoleSource, p.Peer
 		as.Policy, as.Held, as.Disks, as.MustSend, as.Rest, as.Run = p.Policy, false, disks, must, nil, nil
-		as.ReplicaDir = ""
+		as.ReplicaDir, as.ShutdownUntil = "", time.Time{}
 	})
 	if err != nil {
 		return nil, err
@@ -208,6 +208,11 @@ func (a *Agent) shutdown(ctx context.Context, t *task, req agentapi.Task, p agen
 			return nil, err
 		}
 	}
+	// Durable before the guest is asked: it may go down long after we gave up.
+	until := time.Now().Add(p.Deadline)
+	if err := v.change(func(x *Assignment) { x.ShutdownUntil = until }); err != nil {
+		return nil, err
+	}
 	if err := a.hv.Shutdown(ctx, as.VM, hypervisor.ShutdownOptions{Deadline: p.Deadline, Force: p.Force}); err != nil {
 		return nil, err
 	}
@@ -311,7 +316,7 @@ func (a *Agent) fence(ctx context.Context, _ *task, req agentapi.Task, p agentap
 	return nil, v.enforceFence(ctx)
 }
 
-func (a *Agent) reinstate(ctx context.Context, _ *task, req agentapi.Task, p agentapi.ReinstateParams) (any, error) {
+func (a *Agent) reinstate(ctx context.Context, t *task, req agentapi.Task, p agentapi.ReinstateParams) (any, error) {
 	v, done, err := a.begin(req)
 	if err != nil {
 		return nil, err
@@ -334,7 +339,7 @@ func (a *Agent) reinstate(ctx context.Context, _ *task, req agentapi.Task, p age
 		}
 	}
 	if p.Start {
-		dom, err := a.hv.Domain(ctx, as.VM)
+		dom, err := v.settleShutdown(ctx, t)
 		if err != nil {
 			return nil, err
 		}
@@ -349,7 +354,32 @@ func (a *Agent) reinstate(ctx context.Context, _ *task, req agentapi.Task, p age
 			}
 		}
 	}
+	if err := v.change(func(x *Assignment) { x.ShutdownUntil = time.Time{} }); err != nil {
+		return nil, err
+	}
 	return nil, v.startEngine(a.tasks.ctx)
+}
+
+// settleShutdown waits, as long as the guest was given, for one that has been
+// asked to power off and still runs: it will be off soon, and a start now would
+// find it running.
+func (v *vm) settleShutdown(ctx context.Context, t *task) (hypervisor.Domain, error) {
+	as := v.assignment()
+	until := as.ShutdownUntil
+	if least := time.Now().Add(3 * time.Second); !until.IsZero() && until.Before(least) {
+		until = least
+	}
+	for {
+		dom, err := v.agent.hv.Domain(ctx, as.VM)
+		if err != nil || dom.State == hypervisor.StateOff || dom.State == hypervisor.StatePaused || time.Now().After(until) {
+			return dom, err
+		}
+		t.Report("the guest was asked to power off: waiting for that, to start it again", nil)
+		sleep(ctx, 200*time.Millisecond)
+		if ctx.Err() != nil {
+			return dom, ctx.Err()
+		}
+	}
 }
 
 func (a *Agent) setPolicy(ctx context.Context, _ *task, req agentapi.Task, p agentapi.SetPolicyParams) (any, error) {

@@ -46,6 +46,9 @@ type Assignment struct {
 	Run *Run `json:"run,omitempty"`
 	// Rest is the state of the disks here when the VM left.
 	Rest *Rest `json:"rest,omitempty"`
+	// ShutdownUntil is set while the guest has been asked to power off: until
+	// when it may take to do so.
+	ShutdownUntil time.Time `json:"shutdown_until,omitzero"`
 	// Autostart is the flag that fencing took away.
 	Autostart bool `json:"autostart,omitempty"`
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -168,28 +169,52 @@ func (v *vm) running() *replicator.Engine {
 	return v.engine
 }
 
-// takeUp continues after a restart of the agent what the assignment says.
+// takeUp continues after a restart of the agent what the assignment says; while
+// the hypervisor does not answer yet, again and again.
 func (v *vm) takeUp(ctx context.Context) {
-	a := v.assignment()
-	var err error
-	switch a.Role {
-	case agentapi.RoleSource:
-		err = v.startEngine(v.agent.tasks.ctx)
-	case agentapi.RoleTarget:
-		if _, err = v.openReplica(); err == nil {
-			err = v.enforceFence(ctx)
+	failed := false
+	for {
+		err := v.takeUpOnce(ctx)
+		if ctx.Err() != nil {
+			return
 		}
+		if err == nil {
+			if failed {
+				v.setCondition(nil)
+			}
+			return
+		}
+		if !failed {
+			a := v.assignment()
+			v.agent.log.Error("cannot take up where the agent was", "protection", a.Protection, "role", a.Role, "error", err)
+			v.setCondition(&switchback.Condition{Name: "agent-cannot-continue", Severity: switchback.SeverityCritical, Cause: err.Error(),
+				Remedy: "mend the cause; where the agent does not go on by itself then, restart it", Since: time.Now()})
+			failed = true
+		}
+		if !switchback.IsRetryable(err) {
+			return
+		}
+		sleep(ctx, 2*time.Second)
+	}
+}
+
+// takeUpOnce holds the VM's lock: the server may ask for the next action at
+// once, which must not find half of this done.
+func (v *vm) takeUpOnce(ctx context.Context) error {
+	v.act.Lock()
+	defer v.act.Unlock()
+	switch v.assignment().Role {
+	case agentapi.RoleSource:
+		return v.startEngine(v.agent.tasks.ctx)
+	case agentapi.RoleTarget:
+		_, err := v.openReplica()
+		return err
 	case agentapi.RoleActive:
-		err = v.ensureView(ctx)
-		v.agent.tasks.wg.Go(func() { v.superviseView(v.agent.tasks.ctx) })
+		return v.ensureView(ctx)
 	case agentapi.RoleFenced:
-		err = v.enforceFence(ctx)
+		return v.enforceFence(ctx)
 	}
-	if err != nil && ctx.Err() == nil {
-		v.agent.log.Error("cannot take up where the agent was", "protection", a.Protection, "role", a.Role, "error", err)
-		v.setCondition(&switchback.Condition{Name: "agent-cannot-continue", Severity: switchback.SeverityCritical, Cause: err.Error(),
-			Remedy: "mend the cause and restart the agent"})
-	}
+	return nil
 }
 
 func (v *vm) setCondition(c *switchback.Condition) {
