@@ -622,6 +622,78 @@ func TestLogRoundTrip(t *testing.T) {
 	}
 }
 
+// TestLogDamage: a record with any flipped bit or a missing end does not count,
+// nor does anything behind it.
+func TestLogDamage(t *testing.T) {
+	path := filepath.Join(tempDir(t), "log")
+	w, err := openWAL(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	for range 3 {
+		if err := w.append(sampleRecord()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := len(whole) / 3
+	for at := one; at < 2*one; at++ {
+		damaged := slices.Clone(whole)
+		damaged[at] ^= 1 << (at % 8)
+		for what, b := range map[string][]byte{"flipped": damaged, "cut": whole[:at]} {
+			if err := os.WriteFile(path, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r, err := openWAL(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := r.read(3); err != nil || len(got) != 1 {
+				t.Errorf("%s at %d: %d records, %v", what, at, len(got), err)
+			}
+			r.close()
+		}
+	}
+}
+
+// TestRecoverForeignLog: a log that does not continue the stamp is of another
+// life of the index, and its points count for nothing.
+func TestRecoverForeignLog(t *testing.T) {
+	dir := tempDir(t)
+	x, err := OpenIndex(dir, testDisks(), testKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Pending{}
+	p.add(0, 3, Hash{1})
+	for _, err := range []error{x.Reset(false), x.SetStamp("s"), x.Log(p, "a")} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	log, err := os.ReadFile(filepath.Join(dir, "index.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A new base of zeros; a crash brings the old log back.
+	for _, err := range []error{x.Begin("session"), x.SetStamp("session"), x.Close(), os.WriteFile(filepath.Join(dir, "index.log"), log, 0o600)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if x, err = OpenIndex(dir, testDisks(), testKey); err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	if valid, err := x.Recover("a"); err != nil || valid || x.disks[0].unknownIsZero {
+		t.Errorf("Recover = %v, %v; unknown is zero: %v", valid, err, x.disks[0].unknownIsZero)
+	}
+}
+
 func FuzzDecodeRecord(f *testing.F) {
 	w, err := openWAL(filepath.Join(tempDir(f), "log"))
 	if err != nil {
