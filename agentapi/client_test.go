@@ -99,7 +99,7 @@ func TestRunFails(t *testing.T) {
 // TestRunCancelled: a task that was cancelled on request is cancelled at the
 // agent; one whose caller merely ends goes on there.
 func TestRunCancelled(t *testing.T) {
-	asked := errors.New("cancelled on request")
+	asked := switchback.Errorf(switchback.CodeCancelled, "cancelled on request")
 	for _, c := range []struct {
 		name  string
 		cause error
