@@ -242,8 +242,15 @@ func (f *fixture) awaitLine(site string, from int64, prefix string) {
 	f.must(err)
 }
 
-// eventually polls until ok says so; it returns an explanation otherwise.
+// eventually polls until ok says so, which returns an explanation otherwise.
 func (f *fixture) eventually(within time.Duration, what string, ok func() (bool, string)) {
+	f.t.Helper()
+	f.poll(150*time.Millisecond, within, what, ok)
+}
+
+// poll is eventually with a pace. What asks the agents costs processor time that
+// the guests need.
+func (f *fixture) poll(every, within time.Duration, what string, ok func() (bool, string)) {
 	f.t.Helper()
 	deadline := time.Now().Add(within)
 	for {
@@ -254,7 +261,7 @@ func (f *fixture) eventually(within time.Duration, what string, ok func() (bool,
 		if time.Now().After(deadline) {
 			f.t.Fatalf("not within %v: %s: %s", within, what, why)
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(every)
 	}
 }
 
@@ -379,7 +386,7 @@ func (f *fixture) pointsAfter(seq switchback.Sequence, n int) []switchback.Point
 				after = append(after, p)
 			}
 		}
-		return len(after) >= n, fmt.Sprintf("%d so far, conditions %+v", len(after), f.vm().Conditions)
+		return len(after) >= n, fmt.Sprintf("%d so far", len(after))
 	})
 	return after
 }
