@@ -173,7 +173,8 @@ func (s *Site) HostPath(inside string) string {
 
 // Command is exec.CommandContext for a program that runs inside the site's
 // mount and network namespaces, with / as its directory. nsenter replaces itself
-// with the program, so the command's process is the program's. A caller that
+// with the program, so the command's process is the program's. Its root is the
+// holder's, which matters where the lab runs in a chroot. A caller that
 // wants it to outlive itself sets SysProcAttr.Setsid.
 func (s *Site) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	if strings.Contains(name, "/") && !filepath.IsAbs(name) {
@@ -182,7 +183,7 @@ func (s *Site) Command(ctx context.Context, name string, args ...string) *exec.C
 		}
 	}
 	return exec.CommandContext(ctx, "nsenter", append([]string{
-		"-t", strconv.Itoa(s.holder.PID), "-m", "-n", "--", name}, args...)...)
+		"-t", strconv.Itoa(s.holder.PID), "-m", "-n", "-r", "--wdns=/", "--", name}, args...)...)
 }
 
 // Processes lists the PIDs of everything that runs in the site, the holder too.
