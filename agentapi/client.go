@@ -40,8 +40,8 @@ func (c *Client) Points(ctx context.Context, id switchback.ProtectionID) ([]swit
 
 // Run carries out a task and waits for its end, decoding the result into out
 // (nil = none wanted). progress is called with what the agent reports. When ctx
-// ends first with a cause of its own the task is cancelled at the agent, if it
-// can be reached; when it merely ends (this process does), the task goes on.
+// ends first with the cause CodeCancelled the task is cancelled at the agent, if
+// it can be reached; when it merely ends (this process does), the task goes on.
 func (c *Client) Run(ctx context.Context, t Task, params, out any, progress func(TaskState)) error {
 	if params != nil {
 		raw, err := json.Marshal(params)
@@ -53,7 +53,7 @@ func (c *Client) Run(ctx context.Context, t Task, params, out any, progress func
 	for {
 		s, err := transport.Call[TaskState](ctx, c.HTTP, http.MethodPost, c.url("/v1/tasks"), t)
 		if ctx.Err() != nil {
-			if context.Cause(ctx) == context.Canceled {
+			if switchback.CodeOf(context.Cause(ctx)) != switchback.CodeCancelled {
 				return ctx.Err() // this process ends; the task goes on and is found again
 			}
 			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)

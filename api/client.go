@@ -172,8 +172,8 @@ func (c *Client) watch(ctx context.Context, id switchback.OperationID, see func(
 	lines.Buffer(nil, 8<<20)
 	for lines.Scan() {
 		var rec operation.Record
-		if err := json.Unmarshal(lines.Bytes(), &rec); err != nil {
-			return false, err
+		if json.Unmarshal(lines.Bytes(), &rec) != nil {
+			return false, nil // cut off in the middle: ask again
 		}
 		see(rec)
 		if rec.State.Finished() {

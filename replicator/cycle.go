@@ -67,8 +67,8 @@ func (e *Engine) cycle(ctx context.Context, o CycleOptions) (CycleReport, error)
 	facts := Facts{Epoch: e.cfg.Epoch}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) { state, err = e.cfg.Target.State(gctx); return err })
-	g.Go(func() (err error) { dom, err = e.cfg.Hypervisor.Domain(gctx, e.cfg.VM); return err })
-	g.Go(func() (err error) { facts.Checkpoints, err = e.checkpointNames(gctx); return err })
+	g.Go(func() (err error) { dom, err = e.cfg.Hypervisor.Domain(gctx, e.cfg.VM); return atSource(err) })
+	g.Go(func() (err error) { facts.Checkpoints, err = e.checkpointNames(gctx); return atSource(err) })
 	err := g.Wait()
 	if state.Epoch > e.cfg.Epoch {
 		return report, switchback.Errorf(switchback.CodeStaleEpoch, "the target knows epoch %d, this source holds %d", state.Epoch, e.cfg.Epoch)
@@ -79,11 +79,11 @@ func (e *Engine) cycle(ctx context.Context, o CycleOptions) (CycleReport, error)
 	facts.Target = state
 	off := dom.State == hypervisor.StateOff
 	if off != o.Offline {
-		return report, switchback.Errorf(switchback.CodeConflict, "VM %s is %s", dom.Name, dom.State)
+		return report, atSource(switchback.Errorf(switchback.CodeConflict, "VM %s is %s", dom.Name, dom.State))
 	}
 	if !off && (!e.jobsClear || dom.State == hypervisor.StatePaused) {
 		if err := e.clearJob(ctx); err != nil {
-			return report, err
+			return report, atSource(err)
 		}
 		e.jobsClear = true
 	}
@@ -103,8 +103,8 @@ func (e *Engine) cycle(ctx context.Context, o CycleOptions) (CycleReport, error)
 	d := Decide(facts)
 	if d.Mode == ModeSeed {
 		if off {
-			return report, switchback.Errorf(switchback.CodeConflict, "VM %s is off and the target has no complete copy yet", dom.Name).
-				WithHint("start the VM and wait for the first point")
+			return report, atSource(switchback.Errorf(switchback.CodeConflict, "VM %s is off and the target has no complete copy yet", dom.Name).
+				WithHint("start the VM and wait for the first point"))
 		}
 		return e.seed(ctx, report, state, d)
 	}
@@ -179,6 +179,10 @@ func (e *Engine) freeze(ctx context.Context, from, checkpoint string) (*frozen, 
 		}
 		spec.Disks = append(spec.Disks, hypervisor.BackupDisk{Name: d.Name, Scratch: path, Incremental: from})
 	}
+	select { // an I/O error from before this job says nothing of its scratch space
+	case <-e.ioErrors:
+	default:
+	}
 	f := &frozen{time: e.now(), socket: spec.Socket}
 	if err := e.cfg.Hypervisor.BeginBackup(ctx, e.cfg.VM, spec); err != nil {
 		e.removeScratch()
@@ -243,11 +247,11 @@ func (e *Engine) guardScratch(ctx context.Context, cancel context.CancelCauseFun
 		case <-ctx.Done():
 			return
 		case detail := <-e.ioErrors:
-			cancel(switchback.Errorf(switchback.CodeNoSpace, "the guest met an I/O error while the scratch space of a cycle was in use: %s", detail))
+			cancel(atSource(switchback.Errorf(switchback.CodeNoSpace, "the guest met an I/O error while the scratch space of a cycle was in use: %s", detail)))
 			return
 		case <-t.C:
 			if err := e.checkScratch(); err != nil {
-				cancel(err)
+				cancel(atSource(err))
 				return
 			}
 		}
@@ -334,7 +338,7 @@ func innerAlign(r extent.Range, size int64) extent.Range {
 }
 
 // openOffline opens the disks of a domain that is off.
-func (e *Engine) openOffline(ctx context.Context, d Decision) (*frozen, error) {
+func (e *Engine) openOffline(ctx context.Context, d Decision, must map[string]extent.Set) (*frozen, error) {
 	f := &frozen{time: e.now()}
 	f.release = func(context.Context) error {
 		var errs []error
@@ -353,6 +357,7 @@ func (e *Engine) openOffline(ctx context.Context, d Decision) (*frozen, error) {
 			return f, fmt.Errorf("open disk %s at rest: %w", disk.Name, err)
 		}
 		f.readers = append(f.readers, r)
+		dirty = dirty.Union(must[disk.Name])
 		if d.Mode != ModeIncremental {
 			dirty = extent.Set{}
 			dirty.Add(0, disk.SizeBytes)
@@ -376,19 +381,25 @@ func (e *Engine) point(ctx context.Context, report CycleReport, state TargetStat
 	p := switchback.Point{Protection: e.cfg.Protection, Sequence: d.Sequence, Epoch: e.cfg.Epoch, Kind: switchback.CrashConsistent,
 		Checkpoint: CheckpointName(e.cfg.Epoch, d.Sequence), Parent: state.Head.Digest,
 		Resync: d.Mode == ModeResync, ResyncReason: d.Reason}
+	var must map[string]extent.Set
+	if state.Head.Sequence == 0 {
+		must = e.cfg.MustSend
+	}
 	var f *frozen
 	if off {
 		p.Kind, p.Checkpoint = switchback.ShutdownConsistent, d.From
-		f, err = e.openOffline(ctx, d)
+		f, err = e.openOffline(ctx, d, must)
 	} else {
 		for _, name := range d.Drop {
 			if err := hv.DeleteCheckpoint(ctx, e.cfg.VM, name); err != nil {
-				return report, fmt.Errorf("delete checkpoint %s: %w", name, err)
+				return report, atSource(fmt.Errorf("delete checkpoint %s: %w", name, err))
 			}
 		}
 		f, err = e.freeze(ctx, d.From, p.Checkpoint)
 	}
+	err = atSource(err)
 	released := false
+	unsure := false // the target may have made the point, whose checkpoint must then stay
 	release := func() error {
 		if f == nil || released {
 			return nil
@@ -403,7 +414,7 @@ func (e *Engine) point(ctx context.Context, report CycleReport, state TargetStat
 		if err == nil {
 			err = rerr
 		}
-		if err != nil && f != nil && !off {
+		if err != nil && f != nil && !off && !unsure {
 			// The new checkpoint merges into its parent; the next cycle carries both.
 			c, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 			defer cancel()
@@ -423,16 +434,12 @@ func (e *Engine) point(ctx context.Context, report CycleReport, state TargetStat
 		defer cancel(nil)
 		go e.guardScratch(guarded, cancel)
 		ctx = guarded
-		var must map[string]extent.Set
-		if state.Head.Sequence == 0 {
-			must = e.cfg.MustSend
-		}
 		if err := f.mapRanges(ctx, e.cfg.Disks, d.Mode == ModeIncremental, must); err != nil {
 			return report, causeOf(ctx, err)
 		}
 	}
 	begin := e.now()
-	acked, err := e.send(ctx, &report, p, f, release)
+	acked, err := e.send(ctx, &report, p, f, release, &unsure)
 	if err != nil {
 		return report, causeOf(ctx, err)
 	}
@@ -479,7 +486,7 @@ func (s *segmentSink) Known(disk int, block int64, h Hash) error {
 
 // send streams the segment. The job is released as soon as everything is read;
 // the index is logged before the segment's last bytes leave and moved after the answer.
-func (e *Engine) send(ctx context.Context, report *CycleReport, p switchback.Point, f *frozen, release func() error) (switchback.Point, error) {
+func (e *Engine) send(ctx context.Context, report *CycleReport, p switchback.Point, f *frozen, release func() error, unsure *bool) (switchback.Point, error) {
 	var dirty int64
 	for i := range f.data {
 		dirty += f.data[i].Bytes() + f.zero[i].Bytes()
@@ -506,6 +513,7 @@ func (e *Engine) send(ctx context.Context, report *CycleReport, p switchback.Poi
 	buffered := bufio.NewWriterSize(meter, 256<<10)
 	digest, pending, err := e.produce(ctx, report, p, f, buffered, codec, release)
 	if err == nil {
+		*unsure = true
 		err = buffered.Flush()
 	}
 	if err != nil {

@@ -169,11 +169,13 @@ func TestConditionOf(t *testing.T) {
 		severity switchback.Severity
 	}{
 		{switchback.Errorf(switchback.CodeNoSpace, "journal: 3 MiB free"), "target-out-of-space", switchback.SeverityCritical},
-		{switchback.Errorf(switchback.CodeNoSpace, "scratch directory /x has 1 MiB left"), "source-scratch-out-of-space", switchback.SeverityCritical},
+		{atSource(switchback.Errorf(switchback.CodeNoSpace, "scratch directory /x has 1 MiB left")), "source-scratch-out-of-space", switchback.SeverityCritical},
 		{switchback.Errorf(switchback.CodeUnavailable, "cannot reach peer"), "target-unreachable", switchback.SeverityWarning},
 		{switchback.Errorf(switchback.CodeTimeout, "no answer"), "target-unreachable", switchback.SeverityWarning},
 		{switchback.Errorf(switchback.CodeStaleEpoch, "epoch 3"), "stale-epoch", switchback.SeverityCritical},
-		{switchback.Errorf(switchback.CodeConflict, "VM is off"), "source-not-running", switchback.SeverityWarning},
+		{atSource(switchback.Errorf(switchback.CodeConflict, "VM is off")), "source-not-running", switchback.SeverityWarning},
+		{switchback.Errorf(switchback.CodeConflict, "the head is point 4"), "replication-failing", switchback.SeverityWarning},
+		{atSource(switchback.Errorf(switchback.CodeUnavailable, "libvirtd does not answer")), "hypervisor-unreachable", switchback.SeverityWarning},
 		{switchback.Errorf(switchback.CodeCorrupt, "frame 3"), "data-corrupt", switchback.SeverityCritical},
 		{fmt.Errorf("wrapped: %w", switchback.Errorf(switchback.CodeCorrupt, "frame 3")), "data-corrupt", switchback.SeverityCritical},
 		{errors.New("anything"), "replication-failing", switchback.SeverityWarning},

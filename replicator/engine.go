@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -62,7 +61,6 @@ type Engine struct {
 	indexReady bool
 	jobsClear  bool // no job of ours is left open
 
-	trigger  chan struct{}
 	ioErrors chan string
 }
 
@@ -91,7 +89,7 @@ func New(cfg Config) (*Engine, error) {
 		return nil, err
 	}
 	return &Engine{cfg: cfg, log: cfg.Logger.With("protection", cfg.Protection), now: cfg.Now, index: index,
-		trigger: make(chan struct{}, 1), ioErrors: make(chan string, 1)}, nil
+		ioErrors: make(chan string, 1)}, nil
 }
 
 // Close closes the block index. The engine must not be running.
@@ -123,8 +121,6 @@ func (e *Engine) Run(ctx context.Context) error {
 			timer.Stop()
 			return ctx.Err()
 		case <-timer.C:
-		case <-e.trigger:
-			timer.Stop()
 		}
 		start := e.now()
 		_, err := e.Cycle(ctx, CycleOptions{})
@@ -177,33 +173,43 @@ func (e *Engine) setCondition(err error) (changed bool) {
 	return changed
 }
 
+// sourceError marks what went wrong at the source, so that the target is not blamed.
+type sourceError struct{ error }
+
+func (e sourceError) Unwrap() error { return e.error }
+
+func atSource(err error) error {
+	if err == nil {
+		return nil
+	}
+	return sourceError{err}
+}
+
 // conditionOf names what is wrong for the operator.
 func conditionOf(err error) switchback.Condition {
 	c := switchback.Condition{Name: "replication-failing", Severity: switchback.SeverityWarning, Cause: err.Error(),
 		Remedy: "replication tries again by itself; see the agent's log if it persists"}
-	switch switchback.CodeOf(err) {
-	case switchback.CodeNoSpace:
+	var source sourceError
+	here := errors.As(err, &source)
+	switch code := switchback.CodeOf(err); {
+	case code == switchback.CodeNoSpace && here:
+		c.Name, c.Severity = "source-scratch-out-of-space", switchback.SeverityCritical
+		c.Remedy = "make room in the source agent's scratch directory; the guest goes on, replication tries again by itself"
+	case code == switchback.CodeNoSpace:
 		c.Name, c.Severity = "target-out-of-space", switchback.SeverityCritical
 		c.Remedy = "make room in the target site's storage; replication then goes on by itself, the points there are intact"
-		if strings.Contains(err.Error(), "scratch") {
-			c.Name = "source-scratch-out-of-space"
-			c.Remedy = "make room in the source agent's scratch directory; the guest goes on, replication tries again by itself"
-		}
-	case switchback.CodeUnavailable, switchback.CodeTimeout:
-		var e *switchback.Error
-		if errors.As(err, &e) && strings.HasPrefix(e.Op, "libvirt") {
-			c.Name, c.Remedy = "hypervisor-unreachable", "start libvirtd at the source; replication goes on by itself"
-			break
-		}
+	case (code == switchback.CodeUnavailable || code == switchback.CodeTimeout) && here:
+		c.Name, c.Remedy = "hypervisor-unreachable", "see to libvirtd at the source; replication goes on by itself"
+	case code == switchback.CodeUnavailable || code == switchback.CodeTimeout:
 		c.Name = "target-unreachable"
 		c.Remedy = "check the other site's agent and the network between the agents; replication goes on by itself"
-	case switchback.CodeStaleEpoch:
+	case code == switchback.CodeStaleEpoch:
 		c.Name, c.Severity = "stale-epoch", switchback.SeverityCritical
 		c.Remedy = "this side is no longer the active one; nothing it writes is accepted"
-	case switchback.CodeConflict:
+	case code == switchback.CodeConflict && here:
 		c.Name = "source-not-running"
 		c.Remedy = "points are taken again when the VM runs"
-	case switchback.CodeCorrupt:
+	case code == switchback.CodeCorrupt:
 		c.Name, c.Severity = "data-corrupt", switchback.SeverityCritical
 		c.Remedy = "verify the replica; the damaged part is named in the cause and is never served"
 	}

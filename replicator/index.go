@@ -54,7 +54,9 @@ type diskIndex struct {
 	key           uint64
 	unknownIsZero bool
 	stamp         string
+	distrusted    bool // invalid entries were written and not synced
 	zero          Hash // hash of a full block of zeros
+	zeroTail      Hash // hash of the last block of zeros, where it is short
 }
 
 // openDiskIndex opens or creates the index of a disk. A file of another size,
@@ -72,6 +74,7 @@ func openDiskIndex(path string, size int64, key uint64) (*diskIndex, error) {
 		}
 	}
 	x.zero = x.hash(make([]byte, BlockSize))
+	x.zeroTail = x.hash(make([]byte, size%BlockSize))
 	return x, nil
 }
 
@@ -166,10 +169,18 @@ func (x *diskIndex) write(first int64, hashes []byte) error {
 	return nil
 }
 
-// holds reports whether the target is known to hold content with hash h where
-// the index has entry e.
-func (x *diskIndex) holds(e, h Hash) bool {
-	return e == h || (e == unknown && x.unknownIsZero && h == x.zero)
+// zeroOf is the hash of a block of zeros.
+func (x *diskIndex) zeroOf(block int64) Hash {
+	if (block+1)*BlockSize > x.size {
+		return x.zeroTail
+	}
+	return x.zero
+}
+
+// holds reports whether the target is known to hold content with hash h in a
+// block for which the index has entry e.
+func (x *diskIndex) holds(block int64, e, h Hash) bool {
+	return e == h || (e == unknown && x.unknownIsZero && h == x.zeroOf(block))
 }
 
 // Index is the block index of one protected VM: per disk what the target has
@@ -369,6 +380,50 @@ func (x *Index) apply(r record, invalidate bool) error {
 		}
 		if err := x.disks[run.disk].write(run.first, hashes); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// Distrust marks blocks that are about to be overwritten at the target without
+// the log: until they are acknowledged it may hold either content. Blocks of
+// which nothing is known stay so. SyncDistrust makes it durable before sending.
+func (x *Index) Distrust(disk int, off, length int64) error {
+	d := x.disks[disk]
+	first := off / BlockSize
+	count := (length + BlockSize - 1) / BlockSize
+	for count > 0 {
+		n := min(count, 1<<14)
+		entries, err := d.entries(first, n, nil)
+		if err != nil {
+			return err
+		}
+		changed := false
+		for i := 0; i < len(entries); i += 16 {
+			if h := Hash(entries[i:]); h != unknown && h != invalid {
+				copy(entries[i:], invalid[:])
+				changed = true
+			}
+		}
+		if changed {
+			if err := d.write(first, entries); err != nil {
+				return err
+			}
+			d.distrusted = true
+		}
+		first, count = first+n, count-n
+	}
+	return nil
+}
+
+// SyncDistrust makes what Distrust marked durable.
+func (x *Index) SyncDistrust() error {
+	for _, d := range x.disks {
+		if d.distrusted {
+			if err := d.f.Sync(); err != nil {
+				return fmt.Errorf("sync block index: %w", err)
+			}
+			d.distrusted = false
 		}
 	}
 	return nil

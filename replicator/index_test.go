@@ -150,7 +150,7 @@ func (w *indexWorld) check(what string, x *Index, target model) {
 		}
 		for b, held := range target[d] {
 			for c := range content(contents) {
-				if c != held && x.disks[d].holds(Hash(entries[16*b:]), w.hash(x, d, b, c)) {
+				if c != held && x.disks[d].holds(int64(b), Hash(entries[16*b:]), w.hash(x, d, b, c)) {
 					w.t.Fatalf("%s: disk %d block %d: the index claims content %d, the target holds %d", what, d, b, c, held)
 				}
 			}
@@ -463,7 +463,7 @@ func TestIndexOfAnotherDisk(t *testing.T) {
 // for zero after an interruption.
 func TestSeedIndex(t *testing.T) {
 	zeros := make([]byte, BlockSize)
-	claimsZero := func(x *Index) bool { return x.disks[0].holds(unknown, x.disks[0].hash(zeros)) }
+	claimsZero := func(x *Index) bool { return x.disks[0].holds(0, unknown, x.disks[0].hash(zeros)) }
 	open := func(t *testing.T, dir string) *Index {
 		t.Helper()
 		x, err := OpenIndex(dir, testDisks(), testKey)

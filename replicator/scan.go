@@ -159,9 +159,9 @@ func (s *scanner) compare(disk int, off int64, buf []byte, out sink) error {
 		block := buf[b*BlockSize : min((b+1)*BlockSize, int64(len(buf)))]
 		hashes[b] = x.hash(block)
 		k := same
-		if !x.holds(Hash(entries[16*b:]), hashes[b]) {
+		if !x.holds(first+b, Hash(entries[16*b:]), hashes[b]) {
 			k = differs
-			if hashes[b] == x.zero && bytes.Equal(block, s.zeros[:len(block)]) {
+			if hashes[b] == x.zeroOf(first+b) && bytes.Equal(block, s.zeros[:len(block)]) {
 				k = differsZero
 			}
 		}
@@ -201,11 +201,7 @@ func (s *scanner) compareZero(ctx context.Context, disk int, rg extent.Range, ou
 			}
 			s.changedBytes += to - from
 			for b := begin; b < end; b++ {
-				h := x.zero
-				if n := min(BlockSize, off+length-(off+b*BlockSize)); n < BlockSize {
-					h = x.hash(s.zeros[:n])
-				}
-				if err := out.Known(disk, first+b, h); err != nil {
+				if err := out.Known(disk, first+b, x.zeroOf(first+b)); err != nil {
 					return err
 				}
 			}
@@ -213,7 +209,7 @@ func (s *scanner) compareZero(ctx context.Context, disk int, rg extent.Range, ou
 			return nil
 		}
 		for b := int64(0); b < blocks; b++ {
-			if x.holds(Hash(entries[16*b:]), x.zero) {
+			if x.holds(first+b, Hash(entries[16*b:]), x.zeroOf(first+b)) {
 				if err := flush(b); err != nil {
 					return err
 				}

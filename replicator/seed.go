@@ -38,6 +38,7 @@ func (e *Engine) seed(ctx context.Context, report CycleReport, state TargetState
 	p := switchback.Point{Protection: e.cfg.Protection, Sequence: 1, Epoch: e.cfg.Epoch, Kind: switchback.CrashConsistent,
 		Checkpoint: CheckpointName(e.cfg.Epoch, 1), Digest: state.Session}
 	f, err := e.freeze(ctx, "", p.Checkpoint)
+	err = atSource(err)
 	defer func() {
 		if f == nil {
 			return
@@ -123,7 +124,14 @@ type batcher struct {
 	flushed   time.Time
 }
 
+// open makes room for the next run. A full segment is cut here, between two
+// runs, when all blocks of the last one are known.
 func (b *batcher) open() error {
+	if b.w != nil && (b.raw >= seedBatch || b.zeros >= 4096) {
+		if err := b.cut(); err != nil {
+			return err
+		}
+	}
 	if b.w != nil {
 		return nil
 	}
@@ -140,6 +148,9 @@ func (b *batcher) Data(disk int, off int64, p []byte) error {
 		return err
 	}
 	b.raw += int64(len(p))
+	if err := b.engine.index.Distrust(disk, off, int64(len(p))); err != nil {
+		return err
+	}
 	return b.w.Data(disk, off, p)
 }
 
@@ -148,14 +159,14 @@ func (b *batcher) Zero(disk int, off, n int64) error {
 		return err
 	}
 	b.zeros++
+	if err := b.engine.index.Distrust(disk, off, n); err != nil {
+		return err
+	}
 	return b.w.Zero(disk, off, n)
 }
 
 func (b *batcher) Known(disk int, block int64, h Hash) error {
 	b.pending.add(disk, block, h)
-	if b.raw >= seedBatch || b.zeros >= 4096 {
-		return b.cut()
-	}
 	return nil
 }
 
@@ -177,6 +188,9 @@ func (b *batcher) cut() error {
 	}
 	if err := b.groupCtx.Err(); err != nil {
 		return b.group.Wait()
+	}
+	if err := b.engine.index.SyncDistrust(); err != nil {
+		return err
 	}
 	b.group.Go(func() error {
 		start, n := time.Now(), int64(buf.Len())

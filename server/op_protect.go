@@ -118,14 +118,16 @@ func (s *Server) awaitFirstPoint(ctx context.Context, r *operation.Run, p switch
 
 // endProtect forgets a VM whose protection did not come about.
 func (s *Server) endProtect(ctx context.Context, r *operation.Run, final operation.State) error {
-	if final == operation.StateUndone || final == operation.StateCancelled {
-		p, err := s.of(ctx, r)
-		if switchback.CodeOf(err) == switchback.CodeNotFound {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
+	p, err := s.of(ctx, r)
+	if switchback.CodeOf(err) == switchback.CodeNotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	replica := r.Record()
+	nothingMade := replica.Step("replica").StartedAt.IsZero()
+	if final == operation.StateUndone || final == operation.StateCancelled || (final == operation.StateFailed && nothingMade) {
 		return s.store.DeleteProtection(ctx, p.ID, p.Version)
 	}
 	return s.end(ctx, r, final)

@@ -79,7 +79,9 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 		if kind == recovery.Failover && (sp.AndCommit || sp.AndReprotect) {
 			return api.OperationAnswer{}, switchback.Errorf(switchback.CodeInvalid, "failover does not commit by itself").WithHint("check the VM, then commit it")
 		}
-		if err := s.checkPoint(ctx, v, sp); err != nil && !req.DryRun {
+		asked := sp
+		asked.AcceptLoss = sp.AcceptLoss || req.DryRun // a dry run shows the loss
+		if err := s.checkPoint(ctx, v, asked); err != nil {
 			return api.OperationAnswer{}, err
 		}
 		params = sp

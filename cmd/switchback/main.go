@@ -64,6 +64,7 @@ func (m Main) root() *cobra.Command {
 		}
 		return nil
 	}
+	group(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	return root
 }
