@@ -14,19 +14,6 @@ import (
 	"github.com/switchback-dr/switchback/qemu"
 )
 
-// beginCommit finds the run that a commit works on; nil when it is settled already.
-func (a *Agent) beginCommit(req agentapi.Task) (*vm, *Run, func(), error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	if err := v.roleIs(agentapi.RoleActive); err != nil {
-		done()
-		return nil, nil, nil, err
-	}
-	return v, v.assignment().Run, done, nil
-}
-
 func (v *vm) changeRun(f func(*Run)) error {
 	return v.change(func(x *Assignment) {
 		r := *x.Run
@@ -37,12 +24,8 @@ func (v *vm) changeRun(f func(*Run)) error {
 
 // fold makes the base stand for the chosen point. What later points had
 // changed is fixed first: the way home needs it.
-func (a *Agent) fold(ctx context.Context, t *task, req agentapi.Task, _ struct{}) (any, error) {
-	v, run, done, err := a.beginCommit(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (a *Agent) fold(ctx context.Context, t *task, v *vm, req agentapi.Task, _ struct{}) (any, error) {
+	run := v.assignment().Run // nil: settled before
 	if run == nil || run.Folded {
 		return agentapi.FoldResult{}, nil
 	}
@@ -72,12 +55,8 @@ func (a *Agent) fold(ctx context.Context, t *task, req agentapi.Task, _ struct{}
 
 // collapse moves the VM from overlay and view onto the plain base, while it
 // runs or at rest. Where each disk stands is read from its definition.
-func (a *Agent) collapse(ctx context.Context, t *task, req agentapi.Task, _ struct{}) (any, error) {
-	v, run, done, err := a.beginCommit(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (a *Agent) collapse(ctx context.Context, t *task, v *vm, req agentapi.Task, _ struct{}) (any, error) {
+	run := v.assignment().Run // nil: settled before
 	if run == nil {
 		return agentapi.CollapseResult{}, nil
 	}
@@ -298,12 +277,8 @@ func (v *vm) collapseAtRest(ctx context.Context, as Assignment, run *Run) error 
 
 // settle ends the commit: the definition names the plain disks, what the way
 // home must carry is durable, and the journal goes.
-func (a *Agent) settle(ctx context.Context, _ *task, req agentapi.Task, _ struct{}) (any, error) {
-	v, run, done, err := a.beginCommit(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (a *Agent) settle(ctx context.Context, _ *task, v *vm, req agentapi.Task, _ struct{}) (any, error) {
+	run := v.assignment().Run // nil: settled before
 	as := v.assignment()
 	r := agentapi.SettleResult{Disks: as.Disks}
 	for _, s := range as.MustSend {
@@ -362,15 +337,7 @@ func (a *Agent) settle(ctx context.Context, _ *task, req agentapi.Task, _ struct
 
 // retire leaves the old side after a commit: kept, off and fenced at home;
 // undefined elsewhere, its disks kept as seed of the next reprotect.
-func (a *Agent) retire(ctx context.Context, _ *task, req agentapi.Task, p agentapi.RetireParams) (any, error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	if err := v.roleIs(agentapi.RoleFenced); err != nil {
-		return nil, err
-	}
+func (a *Agent) retire(ctx context.Context, _ *task, v *vm, req agentapi.Task, p agentapi.RetireParams) (any, error) {
 	as := v.assignment()
 	if p.Undefine {
 		if err := a.hv.Undefine(ctx, as.VM); err != nil {

@@ -29,20 +29,6 @@ func (a *Agent) describe(ctx context.Context, _ *task, _ agentapi.Task, p agenta
 	return r, err
 }
 
-// begin locks the VM for one action and checks the command's epoch.
-func (a *Agent) begin(req agentapi.Task) (*vm, func(), error) {
-	v, err := a.vm(req.Protection)
-	if err != nil {
-		return nil, nil, err
-	}
-	v.act.Lock()
-	if err := v.checkEpoch(req.Epoch); err != nil {
-		v.act.Unlock()
-		return nil, nil, err
-	}
-	return v, v.act.Unlock, nil
-}
-
 // roleIs refuses an action that does not fit what the agent does for the VM.
 func (v *vm) roleIs(roles ...agentapi.Role) error {
 	a := v.assignment()
@@ -143,15 +129,7 @@ func (v *vm) engineFor() (*replicator.Engine, error) {
 	return v.running(), nil
 }
 
-func (a *Agent) takePoint(ctx context.Context, t *task, req agentapi.Task, _ struct{}) (any, error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	if err := v.roleIs(agentapi.RoleSource); err != nil {
-		return nil, err
-	}
+func (a *Agent) takePoint(ctx context.Context, t *task, v *vm, req agentapi.Task, _ struct{}) (any, error) {
 	e, err := v.engineFor()
 	if err != nil {
 		return nil, err
@@ -174,15 +152,7 @@ func (a *Agent) showProgress(ctx context.Context, t *task, e *replicator.Engine)
 	return cancel
 }
 
-func (a *Agent) hold(ctx context.Context, _ *task, req agentapi.Task, _ struct{}) (any, error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	if err := v.roleIs(agentapi.RoleSource); err != nil {
-		return nil, err
-	}
+func (a *Agent) hold(ctx context.Context, _ *task, v *vm, req agentapi.Task, _ struct{}) (any, error) {
 	if err := v.change(func(as *Assignment) { as.Held = true }); err != nil {
 		return nil, err
 	}
@@ -190,12 +160,7 @@ func (a *Agent) hold(ctx context.Context, _ *task, req agentapi.Task, _ struct{}
 	return nil, nil
 }
 
-func (a *Agent) shutdown(ctx context.Context, t *task, req agentapi.Task, p agentapi.ShutdownParams) (any, error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (a *Agent) shutdown(ctx context.Context, t *task, v *vm, req agentapi.Task, p agentapi.ShutdownParams) (any, error) {
 	as := v.assignment()
 	dom, err := a.hv.Domain(ctx, as.VM)
 	if err != nil {
@@ -226,15 +191,7 @@ func (a *Agent) shutdown(ctx context.Context, t *task, req agentapi.Task, p agen
 	return r, nil
 }
 
-func (a *Agent) finalPoint(ctx context.Context, t *task, req agentapi.Task, _ struct{}) (any, error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	if err := v.roleIs(agentapi.RoleSource); err != nil {
-		return nil, err
-	}
+func (a *Agent) finalPoint(ctx context.Context, t *task, v *vm, req agentapi.Task, _ struct{}) (any, error) {
 	v.holdEngine()
 	e, err := v.engineFor()
 	if err != nil {
@@ -277,12 +234,7 @@ func identifyAll(disks []switchback.Disk) (map[string]FileIdentity, error) {
 	return m, nil
 }
 
-func (a *Agent) fence(ctx context.Context, _ *task, req agentapi.Task, p agentapi.FenceParams) (any, error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (a *Agent) fence(ctx context.Context, _ *task, v *vm, req agentapi.Task, p agentapi.FenceParams) (any, error) {
 	as := v.assignment()
 	v.stopEngine()
 	dom, err := a.hv.Domain(ctx, as.VM)
@@ -316,15 +268,7 @@ func (a *Agent) fence(ctx context.Context, _ *task, req agentapi.Task, p agentap
 	return nil, v.enforceFence(ctx)
 }
 
-func (a *Agent) reinstate(ctx context.Context, t *task, req agentapi.Task, p agentapi.ReinstateParams) (any, error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	if err := v.roleIs(agentapi.RoleFenced, agentapi.RoleSource); err != nil {
-		return nil, err
-	}
+func (a *Agent) reinstate(ctx context.Context, t *task, v *vm, req agentapi.Task, p agentapi.ReinstateParams) (any, error) {
 	v.stopEngine()
 	as := v.assignment()
 	if err := v.change(func(x *Assignment) { x.Role, x.Epoch, x.Held, x.Rest = agentapi.RoleSource, req.Epoch, false, nil }); err != nil {
@@ -382,12 +326,7 @@ func (v *vm) settleShutdown(ctx context.Context, t *task) (hypervisor.Domain, er
 	}
 }
 
-func (a *Agent) setPolicy(ctx context.Context, _ *task, req agentapi.Task, p agentapi.SetPolicyParams) (any, error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (a *Agent) setPolicy(ctx context.Context, _ *task, v *vm, req agentapi.Task, p agentapi.SetPolicyParams) (any, error) {
 	if err := v.change(func(x *Assignment) { x.Policy, x.Held = p.Policy, p.Paused }); err != nil {
 		return nil, err
 	}

@@ -19,15 +19,7 @@ import (
 )
 
 // freeze keeps every point from now on: one of them is about to be chosen.
-func (a *Agent) freeze(_ context.Context, _ *task, req agentapi.Task, _ struct{}) (any, error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	if err := v.roleIs(agentapi.RoleTarget); err != nil {
-		return nil, err
-	}
+func (a *Agent) freeze(_ context.Context, _ *task, v *vm, req agentapi.Task, _ struct{}) (any, error) {
 	replica, err := v.openReplica()
 	if err != nil {
 		return nil, err
@@ -36,15 +28,7 @@ func (a *Agent) freeze(_ context.Context, _ *task, req agentapi.Task, _ struct{}
 }
 
 // activate makes the new side own the epoch, durably, before anything starts.
-func (a *Agent) activate(ctx context.Context, _ *task, req agentapi.Task, _ struct{}) (any, error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	if err := v.roleIs(agentapi.RoleTarget, agentapi.RoleActive); err != nil {
-		return nil, err
-	}
+func (a *Agent) activate(ctx context.Context, _ *task, v *vm, req agentapi.Task, _ struct{}) (any, error) {
 	replica, err := v.openReplica()
 	if err != nil {
 		return nil, err
@@ -57,15 +41,7 @@ func (a *Agent) activate(ctx context.Context, _ *task, req agentapi.Task, _ stru
 
 // start runs the VM from the view at a point. Each part finds out whether it
 // was done before.
-func (a *Agent) start(ctx context.Context, t *task, req agentapi.Task, p agentapi.StartParams) (any, error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	if err := v.roleIs(agentapi.RoleActive); err != nil {
-		return nil, err
-	}
+func (a *Agent) start(ctx context.Context, t *task, v *vm, req agentapi.Task, p agentapi.StartParams) (any, error) {
 	as := v.assignment()
 	if as.Run != nil && as.Run.Sequence != p.Sequence {
 		return nil, switchback.Errorf(switchback.CodeConflict, "VM %s was started from point %d, not %d", as.Name, as.Run.Sequence, p.Sequence)
@@ -287,12 +263,7 @@ func (v *vm) stopView(run *Run) error {
 	return removeDurably(pidFile)
 }
 
-func (a *Agent) check(ctx context.Context, t *task, req agentapi.Task, p agentapi.CheckParams) (any, error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (a *Agent) check(ctx context.Context, t *task, v *vm, req agentapi.Task, p agentapi.CheckParams) (any, error) {
 	as := v.assignment()
 	r := agentapi.CheckResult{GuestAgent: "not asked"}
 	until := time.Now().Add(p.Settle)
@@ -339,15 +310,7 @@ func (a *Agent) check(ctx context.Context, t *task, req agentapi.Task, p agentap
 // abandon turns the new side off again (undo): its writes are kept beside the
 // replica, the definition that stood here before returns, the replica takes
 // points under the new epoch.
-func (a *Agent) abandon(ctx context.Context, t *task, req agentapi.Task, p agentapi.FenceParams) (any, error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	if err := v.roleIs(agentapi.RoleActive, agentapi.RoleTarget); err != nil {
-		return nil, err
-	}
+func (a *Agent) abandon(ctx context.Context, t *task, v *vm, req agentapi.Task, p agentapi.FenceParams) (any, error) {
 	as := v.assignment()
 	message := fmt.Sprintf("VM %s is active at site %s (epoch %d); this site is its recovery target", as.Name, p.ActiveSite, req.Epoch)
 	if err := a.setFence(as.VM, message); err != nil {

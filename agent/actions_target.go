@@ -270,12 +270,7 @@ func safeName(s string) string {
 	}, s)
 }
 
-func (a *Agent) verifyReplica(ctx context.Context, t *task, req agentapi.Task, _ struct{}) (any, error) {
-	v, done, err := a.begin(req)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+func (a *Agent) verifyReplica(ctx context.Context, t *task, v *vm, req agentapi.Task, _ struct{}) (any, error) {
 	replica, err := v.openReplica()
 	if err != nil {
 		return nil, err

@@ -48,6 +48,29 @@ func handle[P any](f func(ctx context.Context, t *task, req agentapi.Task, p P) 
 	}
 }
 
+// onVM adapts a typed action on a VM that the agent has a part in: one at a
+// time for each VM, not with an older epoch than is known, and only in one of
+// the roles (none named: any).
+func onVM[P any](a *Agent, f func(ctx context.Context, t *task, v *vm, req agentapi.Task, p P) (any, error), roles ...agentapi.Role) action {
+	return handle(func(ctx context.Context, t *task, req agentapi.Task, p P) (any, error) {
+		v, err := a.vm(req.Protection)
+		if err != nil {
+			return nil, err
+		}
+		v.act.Lock()
+		defer v.act.Unlock()
+		if err := v.checkEpoch(req.Epoch); err != nil {
+			return nil, err
+		}
+		if len(roles) > 0 {
+			if err := v.roleIs(roles...); err != nil {
+				return nil, err
+			}
+		}
+		return f(ctx, t, v, req, p)
+	})
+}
+
 // taskTable runs tasks and remembers the finished ones for a while.
 type taskTable struct {
 	ctx   context.Context // ends with the agent

@@ -593,15 +593,21 @@ func (b *bed) crash(t *testing.T, victim string) {
 
 func (b *bed) kill(t *testing.T, victim string) {
 	t.Helper()
-	var err error
-	if victim == theServer {
-		err = b.KillServer(syscall.SIGKILL)
-	} else {
-		err = b.KillAgent(victim, syscall.SIGKILL)
+	p := b.state.Server
+	if victim != theServer {
+		p = b.state.Agents[victim]
 	}
-	if err != nil {
+	if err := p.Kill(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
+	// A process is a zombie before the last of its threads has let go of its sockets.
+	for range 1000 {
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", p.PID)); err != nil {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Fatalf("process %d of %s is not reaped", p.PID, victim)
 }
 
 func (b *bed) start(t *testing.T, victim string, args ...string) {
@@ -609,9 +615,9 @@ func (b *bed) start(t *testing.T, victim string, args ...string) {
 	var err error
 	switch {
 	case victim == theServer:
-		err = b.StartServer(t.Context())
+		err = b.StartServer(context.Background())
 	case len(args) == 0:
-		err = b.StartAgent(t.Context(), victim)
+		err = b.StartAgent(context.Background(), victim)
 	default:
 		args = append([]string{"agent", "--listen", fmt.Sprintf("0.0.0.0:%d", agentPort), "--libvirt-pid", "/run/libvirt/libvirtd.pid"}, args...)
 		var p Process
@@ -629,7 +635,7 @@ func (b *bed) awaitAgent(t *testing.T, site string) {
 	t.Helper()
 	since := time.Now()
 	for time.Since(since) < 30*time.Second {
-		agents, err := b.client.Agents(t.Context())
+		agents, err := b.client.Agents(context.Background())
 		for _, a := range agents {
 			if err == nil && string(a.Site) == site && a.Healthy && a.LastSeen.After(since) {
 				return
