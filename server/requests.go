@@ -212,15 +212,16 @@ func (s *Server) requestProtect(ctx context.Context, who, name string, req api.O
 	if err != nil {
 		return none, err
 	}
-	if m.Domain.State != hypervisor.StateRunning && m.Domain.State != hypervisor.StatePaused {
-		return none, switchback.Errorf(switchback.CodeRefused, "VM %s is %s", name, m.Domain.State).WithHint("start it: changes are tracked while it runs")
-	}
+	// What would never do comes before what a start of the VM would mend.
 	if !m.Domain.Persistent {
 		return none, switchback.Errorf(switchback.CodeUnsupported, "VM %s is transient: it has no definition that outlives it", name).WithHint("define it")
 	}
 	disks, err := hypervisor.Protectable(m.Domain)
 	if err != nil {
 		return none, err
+	}
+	if m.Domain.State != hypervisor.StateRunning && m.Domain.State != hypervisor.StatePaused {
+		return none, switchback.Errorf(switchback.CodeRefused, "VM %s is %s", name, m.Domain.State).WithHint("start it: changes are tracked while it runs")
 	}
 	var id [6]byte
 	rand.Read(id[:])
