@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,7 +29,8 @@ import (
 // The tests of this package hold the product to its word on real guests, under
 // faults. They share one lab; each brings its own guests. What is true is read
 // from disks, consoles, processes and counters (package witness, virsh,
-// qemu-img); the product's answers only say when to look.
+// qemu-img); the product's answers only say when to look. What breaks the lab for
+// all runs by itself; the rest runs at once, after it.
 
 // bed is the shared lab.
 type bed struct {
@@ -45,8 +47,19 @@ var shared bed
 
 var seed = flag.Uint64("fault.seed", uint64(time.Now().UnixNano()), "seed of the moments at which faults strike")
 
-// random is the source of moments; tests of this package do not run in parallel.
-var random *rand.Rand
+var logs = flag.Bool("fault.logs", false, "print the lab's logs after a success, too")
+
+// random is the source of moments.
+var (
+	random   *rand.Rand
+	randomMu sync.Mutex
+)
+
+func randomUpTo(n int64) int64 {
+	randomMu.Lock()
+	defer randomMu.Unlock()
+	return random.Int64N(n)
+}
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -82,7 +95,7 @@ func TestMain(m *testing.M) {
 		}
 		fmt.Printf("lab up in %s, -fault.seed=%d\n", dir, *seed)
 		code := m.Run()
-		if code != 0 {
+		if code != 0 || *logs {
 			keepLogs(dir)
 		}
 		return code
@@ -424,7 +437,7 @@ func (f *fixture) dirty(site, disk string, bytes int64) {
 	c, err := f.Control(f.t.Context(), site, f.Name)
 	f.must(err)
 	defer c.Close()
-	_, err = c.Dirty(f.t.Context(), guest.Changes{Disk: disk, Bytes: bytes, Seed: random.Uint64(), Span: 256 << 20, Noise: true})
+	_, err = c.Dirty(f.t.Context(), guest.Changes{Disk: disk, Bytes: bytes, Seed: uint64(randomUpTo(1 << 62)), Span: 256 << 20, Noise: true})
 	f.must(err)
 }
 
@@ -492,7 +505,7 @@ func (f *fixture) shas(names ...string) []string {
 // export serves a point as anybody could, and calls look with the disks' URIs.
 func (f *fixture) export(site, replica string, point switchback.Sequence, look func(uris []string)) {
 	f.t.Helper()
-	socket := "/run/switchback/look"
+	socket := "/run/switchback/look." + f.Name
 	cmd := f.Site(site).Command(f.t.Context(), f.cfg.Executable, "export", "--replica", replica, "--point", fmt.Sprint(point), "--socket", socket)
 	var said strings.Builder
 	cmd.Stderr = &said

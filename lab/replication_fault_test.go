@@ -32,7 +32,7 @@ func TestReplicationUnderFaults(t *testing.T) {
 		for i := range 4 {
 			victim := []string{Primary, Recovery}[i%2]
 			f.dirty(Primary, "vdb", 6<<20)
-			time.Sleep(time.Duration(random.IntN(1000)) * time.Millisecond)
+			time.Sleep(time.Duration(randomUpTo(1000)) * time.Millisecond)
 			f.crash(t, victim)
 			f.incremental(f.morePoints(1))
 		}
@@ -159,7 +159,7 @@ func testFirstCopy(t *testing.T, cyc, f fixture) {
 		atMark = f.wanSent(t, Primary) - before
 		return atMark > 24<<20+11*rate, fmt.Sprintf("%d MiB sent after %v", atMark>>20, time.Since(begin))
 	})
-	time.Sleep(time.Duration(random.IntN(500)) * time.Millisecond)
+	time.Sleep(time.Duration(randomUpTo(500)) * time.Millisecond)
 	f.kill(t, Primary)
 	if out, err := f.Virsh(t.Context(), Primary, "backup-dumpxml", f.Name); err != nil {
 		t.Errorf("the killed agent left no job open, so that nothing is tested: %s %v", out, err)

@@ -134,7 +134,7 @@ func (f *fixture) strike(id switchback.OperationID, s strike) {
 	})
 	delay := time.Duration(0)
 	if s.within > 0 {
-		delay = time.Duration(random.Int64N(int64(s.within)))
+		delay = time.Duration(randomUpTo(int64(s.within)))
 	}
 	time.Sleep(delay)
 	f.t.Logf("kill -9 %s %v after step %s was seen %s", s.victim, delay.Round(time.Millisecond), s.step, state)
