@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"io"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -29,6 +30,10 @@ const (
 	writeDepth = 8       // writes in flight
 )
 
+// seedBuffers hold the content of batches. Making them anew for each, growing as
+// they fill, took more time than everything else that is done to a batch.
+var seedBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 10<<20); return &b }}
+
 // ApplySeed reads one batch of the first full copy, a segment with Header.Seed,
 // of at most MaxSeedBatch bytes of content. When all of it is verified it is
 // written to the bases through writers, which are by disk name. Batches may come
@@ -47,10 +52,20 @@ func (r *Replica) ApplySeed(ctx context.Context, stream io.Reader, writers map[s
 		return err
 	}
 	streams := make([][]byte, len(s.header.Disks))
+	defer func() {
+		for _, b := range streams {
+			if b != nil {
+				seedBuffers.Put(&b)
+			}
+		}
+	}()
 	var total int
 	s.keep = func(disk int, raw []byte) error {
 		if total += len(raw); total > MaxSeedBatch {
 			return switchback.Errorf(switchback.CodeInvalid, "seed batch is larger than %d MiB", MaxSeedBatch>>20)
+		}
+		if streams[disk] == nil {
+			streams[disk] = (*seedBuffers.Get().(*[]byte))[:0]
 		}
 		streams[disk] = append(streams[disk], raw...)
 		return nil

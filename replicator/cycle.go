@@ -494,7 +494,7 @@ func (e *Engine) send(ctx context.Context, report *CycleReport, p switchback.Poi
 	report.DirtyBytes = dirty
 	e.history.begin(string(report.Mode), e.now())
 	e.history.advance(dirty, 0, 0)
-	codec := chooseCodec(e.cfg.Policy.Compression, report.Mode, dirty, e.link.Rate())
+	codec := e.codec(dirty)
 	report.Codec = codec.String()
 
 	pr, pw := io.Pipe()
@@ -509,8 +509,9 @@ func (e *Engine) send(ctx context.Context, report *CycleReport, p switchback.Poi
 		answered <- answer{point, err}
 	}()
 
-	meter := &meteredWriter{w: pw, now: time.Now}
-	buffered := bufio.NewWriterSize(meter, 256<<10)
+	begin := time.Now()
+	counted := &countingWriter{w: pw}
+	buffered := bufio.NewWriterSize(counted, 256<<10)
 	digest, pending, err := e.produce(ctx, report, p, f, buffered, codec, release)
 	if err == nil {
 		*unsure = true
@@ -526,8 +527,10 @@ func (e *Engine) send(ctx context.Context, report *CycleReport, p switchback.Poi
 	}
 	pw.Close()
 	a := <-answered
-	report.SentBytes = meter.n
-	e.link.observe(meter.n, meter.blocked)
+	report.SentBytes = counted.n
+	if dirty > smallPoint {
+		e.tuner.observe(codec, report.ReadBytes, time.Since(begin))
+	}
 	if a.err != nil {
 		return switchback.Point{}, a.err
 	}

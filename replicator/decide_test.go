@@ -10,7 +10,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	switchback "github.com/switchback-dr/switchback"
-	"github.com/switchback-dr/switchback/journal"
 )
 
 func TestDecide(t *testing.T) {
@@ -69,70 +68,6 @@ func TestCheckpointNameIsOurs(t *testing.T) {
 	name := CheckpointName(3, 12)
 	if name != "sb-3-12" || len(ours([]string{name}, "")) != 1 {
 		t.Errorf("checkpoint %q is not known as ours", name)
-	}
-}
-
-func TestChooseCodec(t *testing.T) {
-	const slow, medium, fast = 10 << 20, zstdRate, zstdRate + 1
-	for _, c := range []struct {
-		policy string
-		mode   Mode
-		dirty  int64
-		link   float64
-		want   journal.Codec
-	}{
-		{"none", ModeIncremental, 1, slow, journal.CodecNone},
-		{"s2", ModeSeed, 1 << 40, fast, journal.CodecS2},
-		{"zstd", ModeSeed, 1 << 40, fast, journal.CodecZstd},
-		{"auto", ModeSeed, 0, 0, journal.CodecNone}, // the first copy begins before anything is measured
-		{"auto", ModeSeed, 0, fast, journal.CodecNone},
-		{"auto", ModeSeed, 0, medium, journal.CodecZstd},
-		{"auto", ModeSeed, 0, slow, journal.CodecZstd},
-		{"auto", ModeIncremental, 1 << 30, slow, journal.CodecZstd},
-		{"auto", ModeIncremental, smallPoint, fast, journal.CodecZstd},
-		{"auto", ModeIncremental, smallPoint + 1, fast, journal.CodecS2},
-		{"auto", ModeIncremental, smallPoint, 0, journal.CodecZstd},
-		{"auto", ModeResync, 1 << 40, 0, journal.CodecS2},
-		{"auto", ModeResync, 1 << 40, slow, journal.CodecZstd},
-	} {
-		if got := chooseCodec(c.policy, c.mode, c.dirty, c.link); got != c.want {
-			t.Errorf("chooseCodec(%s, %s, %d, %.0f) = %v, want %v", c.policy, c.mode, c.dirty, c.link, got, c.want)
-		}
-	}
-}
-
-func TestLinkMeter(t *testing.T) {
-	var m linkMeter
-	m.observe(1<<20-1, time.Hour)
-	if m.Rate() != 0 {
-		t.Errorf("a little says %.0f B/s", m.Rate())
-	}
-	m.observe(100<<20, time.Second)
-	if m.Rate() != 100<<20 {
-		t.Errorf("first measure gives %.0f B/s, want %d", m.Rate(), 100<<20)
-	}
-	m.observe(200<<20, time.Second)
-	if got, want := m.Rate(), 0.7*(100<<20)+0.3*(200<<20); got != want {
-		t.Errorf("second measure gives %.0f B/s, want %.0f", got, want)
-	}
-	m = linkMeter{}
-	m.observe(10<<20, 0)
-	if r := m.Rate(); r <= s2Rate || r > 1e15 {
-		t.Errorf("a link that never blocked has %.0f B/s", r)
-	}
-}
-
-func TestMeteredWriter(t *testing.T) {
-	now := time.Unix(0, 0)
-	var out strings.Builder
-	m := &meteredWriter{w: &out, now: func() time.Time { now = now.Add(time.Second); return now }}
-	for range 3 {
-		if _, err := m.Write([]byte("four")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if m.n != 12 || m.blocked != 3*time.Second || out.Len() != 12 {
-		t.Errorf("%d bytes in %v, %d arrived", m.n, m.blocked, out.Len())
 	}
 }
 

@@ -54,7 +54,7 @@ type Engine struct {
 	log     *slog.Logger
 	now     func() time.Time
 	history history
-	link    linkMeter
+	tuner   tuner
 
 	mu         sync.Mutex // one cycle at a time; guards the following
 	index      *Index

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -119,6 +120,12 @@ type batcher struct {
 	zeros   int   // zero extents in w
 	pending Pending
 
+	// the run of segments with one codec that is being measured
+	tuneCodec journal.Codec
+	tuneBegin time.Time
+	tuneRaw   int64
+	tuneLeft  int
+
 	unflushed []Pending // of segments handed to group
 	since     int64
 	flushed   time.Time
@@ -135,8 +142,9 @@ func (b *batcher) open() error {
 	if b.w != nil {
 		return nil
 	}
-	b.buf = bytes.NewBuffer(make([]byte, 0, seedBatch+seedBatch/16))
-	codec := chooseCodec(b.engine.cfg.Policy.Compression, ModeSeed, 0, b.engine.link.Rate())
+	b.buf = batchBuffers.Get().(*bytes.Buffer)
+	b.buf.Reset()
+	codec := b.codec()
 	b.report.Codec = codec.String()
 	w, err := journal.NewSegmentWriter(b.buf, segmentHeader(b.point, b.engine.cfg.Disks, true), codec)
 	b.w, b.raw, b.zeros = w, 0, 0
@@ -170,6 +178,29 @@ func (b *batcher) Known(disk int, block int64, h Hash) error {
 	return nil
 }
 
+// batchBuffers hold finished segments on their way.
+var batchBuffers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, seedBatch+2<<20)) }}
+
+// tuneBatches is how many segments in a row have one codec, so that the rate of
+// the whole pipeline with it can be told.
+const tuneBatches = 8
+
+// codec chooses the compression of the next segment.
+func (b *batcher) codec() journal.Codec {
+	if fixed, ok := fixedCodec(b.engine.cfg.Policy.Compression); ok {
+		return fixed
+	}
+	if b.tuneLeft == 0 {
+		now := time.Now()
+		if !b.tuneBegin.IsZero() {
+			b.engine.tuner.observe(b.tuneCodec, b.tuneRaw, now.Sub(b.tuneBegin))
+		}
+		b.tuneCodec, b.tuneBegin, b.tuneRaw, b.tuneLeft = b.engine.tuner.choose(journal.CodecNone), now, 0, tuneBatches
+	}
+	b.tuneLeft--
+	return b.tuneCodec
+}
+
 // cut hands the segment gathered so far to the senders.
 func (b *batcher) cut() error {
 	if b.w == nil {
@@ -180,6 +211,7 @@ func (b *batcher) cut() error {
 	b.unflushed = append(b.unflushed, b.pending)
 	b.pending = Pending{}
 	b.since += b.raw
+	b.tuneRaw += b.raw
 	if _, err := w.Seal(); err != nil {
 		return err
 	}
@@ -193,11 +225,11 @@ func (b *batcher) cut() error {
 		return err
 	}
 	b.group.Go(func() error {
-		start, n := time.Now(), int64(buf.Len())
-		if err := b.engine.cfg.Target.SendSeed(b.groupCtx, b.engine.cfg.Epoch, b.session, buf); err != nil {
-			return err
+		n := int64(buf.Len())
+		if err := b.engine.cfg.Target.SendSeed(b.groupCtx, b.engine.cfg.Epoch, b.session, bytes.NewReader(buf.Bytes())); err != nil {
+			return err // the buffer may still be read from: it is not used again
 		}
-		b.engine.link.observe(n*seedInFlight, time.Since(start))
+		batchBuffers.Put(buf)
 		b.engine.history.advance(0, 0, n)
 		return nil
 	})
