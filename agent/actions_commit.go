@@ -124,15 +124,28 @@ func (v *vm) diskState(ctx context.Context, name string) (hypervisor.Disk, error
 	return hypervisor.Disk{}, switchback.Errorf(switchback.CodeNotFound, "disk %s is not in VM %s", name, dom.Name)
 }
 
+// jobOf returns where a running disk stands and whether a block job works on it.
+// The job is asked for first: one that a killed agent had told to pivot may end
+// at any moment, and without a job the disk stays where it is.
+func (v *vm) jobOf(ctx context.Context, disk string) (now hypervisor.Disk, job bool, err error) {
+	_, err = v.agent.hv.BlockJob(ctx, v.assignment().VM, disk)
+	if err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
+		return now, false, err
+	}
+	job = err == nil
+	now, err = v.diskState(ctx, disk)
+	return now, job, err
+}
+
 // copyOffView moves a running disk from overlay-on-view to a new image on the base.
 func (v *vm) copyOffView(ctx context.Context, d switchback.Disk, run *Run) error {
 	hv, vmID := v.agent.hv, v.assignment().VM
-	now, err := v.diskState(ctx, d.Name)
+	now, job, err := v.jobOf(ctx, d.Name)
 	if err != nil || now.Path != run.Overlays[d.Name] {
 		return err
 	}
 	middle := middlePath(run, d.Name)
-	if _, err := hv.BlockJob(ctx, vmID, d.Name); switchback.CodeOf(err) == switchback.CodeNotFound {
+	if !job {
 		if err := os.Remove(middle); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -143,12 +156,16 @@ func (v *vm) copyOffView(ctx context.Context, d switchback.Disk, run *Run) error
 		if err := hv.BlockCopy(ctx, vmID, d.Name, to); err != nil {
 			return err
 		}
-	} else if err != nil {
-		return err
 	}
 	n, err := v.finishJob(ctx, d.Name)
 	if err != nil {
 		return err
+	}
+	if now, err = v.diskState(ctx, d.Name); err != nil {
+		return err
+	}
+	if now.Path != middle {
+		return switchback.Errorf(switchback.CodeInternal, "disk %s is on %s after the copy, expected %s", d.Name, now.Path, middle)
 	}
 	return v.changeRun(func(r *Run) {
 		copied := map[string]int64{}
@@ -163,16 +180,14 @@ func (v *vm) copyOffView(ctx context.Context, d switchback.Disk, run *Run) error
 // mergeIntoBase merges the image that a running disk is on into the base.
 func (v *vm) mergeIntoBase(ctx context.Context, d switchback.Disk, run *Run) error {
 	hv, vmID := v.agent.hv, v.assignment().VM
-	now, err := v.diskState(ctx, d.Name)
+	now, job, err := v.jobOf(ctx, d.Name)
 	if err != nil || now.Path == d.Path {
 		return err
 	}
-	if _, err := hv.BlockJob(ctx, vmID, d.Name); switchback.CodeOf(err) == switchback.CodeNotFound {
+	if !job {
 		if err := hv.BlockCommit(ctx, vmID, d.Name); err != nil {
 			return err
 		}
-	} else if err != nil {
-		return err
 	}
 	if _, err := v.finishJob(ctx, d.Name); err != nil {
 		return err
@@ -187,20 +202,36 @@ func (v *vm) mergeIntoBase(ctx context.Context, d switchback.Disk, run *Run) err
 	return nil
 }
 
-// finishJob waits for a block job to be ready and pivots; it returns what it copied.
+// pivotPatience is how long a pivot that a killed agent began may take.
+const pivotPatience = 30 * time.Second
+
+// finishJob waits for a block job to be ready and pivots; it returns what it
+// copied. A job that is gone was pivoted, or failed, under an earlier run of the
+// agent: the caller looks where the disk is.
 func (v *vm) finishJob(ctx context.Context, disk string) (int64, error) {
 	hv, vmID := v.agent.hv, v.assignment().VM
+	var total int64
+	var refused time.Time
 	for {
 		p, err := hv.BlockJob(ctx, vmID, disk)
+		if switchback.CodeOf(err) == switchback.CodeNotFound {
+			return total, nil
+		}
 		if err != nil {
 			return 0, err
 		}
+		total = p.Total
 		if p.Ready {
-			n := p.Total
-			if n <= 1 { // libvirt reports 1 of 1 for a job that had nothing to copy
-				n = 0
+			err := hv.BlockPivot(ctx, vmID, disk)
+			if code := switchback.CodeOf(err); code != switchback.CodeConflict && code != switchback.CodeNotFound {
+				return total, err
 			}
-			return n, hv.BlockPivot(ctx, vmID, disk)
+			// The pivot of an earlier run is under way.
+			if refused.IsZero() {
+				refused = time.Now()
+			} else if time.Since(refused) > pivotPatience {
+				return 0, err
+			}
 		}
 		sleep(ctx, 20*time.Millisecond)
 		if ctx.Err() != nil {
