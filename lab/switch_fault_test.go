@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"flag"
 	"fmt"
 	"testing"
 	"time"
@@ -33,7 +34,7 @@ func TestSwitchesUnderKills(t *testing.T) {
 	const away, home = Recovery, Primary
 	f := addGuest(t, Guest{Name: "sw", Disks: []int64{4 << 30, 4 << 30}})
 	f.protect()
-	for _, l := range []leg{
+	legs := []leg{
 		{recovery.Failover, []strike{{"shutdown", home, time.Second}, {"final-point", theServer, 0}, {"start", away, 200 * time.Millisecond}}},
 		{recovery.Commit, []strike{{"fold", away, 0}, {"collapse", away, 300 * time.Millisecond}, {"retire", home, 0}}},
 		{recovery.Reprotect, []strike{{"replica", home, 0}, {"verify", away, 200 * time.Millisecond}, {"verify", home, 200 * time.Millisecond}}},
@@ -42,7 +43,13 @@ func TestSwitchesUnderKills(t *testing.T) {
 		{recovery.Reprotect, []strike{{"replicate", home, 0}, {"verify", theServer, 100 * time.Millisecond}}},
 		{recovery.Failover, []strike{{"hold", theServer, 0}, {"final-point", away, 100 * time.Millisecond}, {"start", theServer, 100 * time.Millisecond}, {"check", away, time.Second}}},
 		{recovery.Commit, []strike{{"collapse", away, time.Second}, {"settle", theServer, 0}}},
-	} {
+	}
+	for range *soak {
+		for _, kind := range []recovery.Kind{recovery.Reprotect, recovery.Failback, recovery.Commit, recovery.Reprotect, recovery.Failover, recovery.Commit} {
+			legs = append(legs, leg{kind, anyStrikes(kind)})
+		}
+	}
+	for _, l := range legs {
 		if !t.Run(fmt.Sprintf("%sFrom%s", l.kind, f.vm().Source), func(t *testing.T) {
 			g := *f
 			g.t = t
@@ -51,6 +58,27 @@ func TestSwitchesUnderKills(t *testing.T) {
 			return
 		}
 	}
+}
+
+var soak = flag.Int("fault.soak", 0, "how many more times TestSwitchesUnderKills goes round, struck at random")
+
+// anyStrikes draws two strikes in order.
+func anyStrikes(kind recovery.Kind) []strike {
+	steps := map[recovery.Kind][]string{
+		recovery.Failover:  {"preflight", "sync", "hold", "shutdown", "final-point", "fence", "activate", "start", "check"},
+		recovery.Commit:    {"fold", "collapse", "settle", "retire"},
+		recovery.Reprotect: {"preflight", "replica", "replicate", "verify"},
+	}
+	steps[recovery.Failback] = steps[recovery.Failover]
+	of := steps[kind]
+	first := randomUpTo(int64(len(of)))
+	second := first + randomUpTo(int64(len(of))-first)
+	var strikes []strike
+	for _, i := range []int64{first, second} {
+		victim := []string{theServer, Primary, Recovery}[randomUpTo(3)]
+		strikes = append(strikes, strike{of[i], victim, []time.Duration{0, 50 * time.Millisecond, 500 * time.Millisecond}[randomUpTo(3)]})
+	}
+	return strikes
 }
 
 // run runs a leg and judges what it left.
