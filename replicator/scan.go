@@ -3,6 +3,9 @@ package replicator
 import (
 	"bytes"
 	"context"
+	"sync"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/switchback-dr/switchback/extent"
 	"github.com/switchback-dr/switchback/nbd"
@@ -26,9 +29,12 @@ type sink interface {
 }
 
 const (
-	pieceSize  = 1 << 20 // one read; a multiple of BlockSize
-	pieceDepth = 4       // reads in flight
-	zeroChunk  = 1 << 14 // index entries looked at together for zero ranges
+	pieceSize = 1 << 20 // one read; a multiple of BlockSize
+	// Reads in flight: by bytes, which bounds memory, and by number, since
+	// scattered pieces of one bitmap unit wait for QEMU's latency, not its rate.
+	inFlightBytes = 4 << 20
+	inFlightReads = 32
+	zeroChunk     = 1 << 14 // index entries looked at together for zero ranges
 )
 
 // scanner compares what is on a disk with the index and hands on the difference.
@@ -48,30 +54,45 @@ type piece struct {
 	done chan error
 }
 
+// smallPiece is one unit of a dirty bitmap.
+const smallPiece = 64 << 10
+
+var (
+	smallBuffers = sync.Pool{New: func() any { return new([smallPiece]byte) }}
+	largeBuffers = sync.Pool{New: func() any { return new([pieceSize]byte) }}
+)
+
+func takeBuffer(n int64) []byte {
+	if n <= smallPiece {
+		return smallBuffers.Get().(*[smallPiece]byte)[:n]
+	}
+	return largeBuffers.Get().(*[pieceSize]byte)[:n]
+}
+
+func returnBuffer(b []byte) {
+	if b = b[:cap(b)]; len(b) == smallPiece {
+		smallBuffers.Put((*[smallPiece]byte)(b))
+	} else {
+		largeBuffers.Put((*[pieceSize]byte)(b))
+	}
+}
+
 // scan reads the data ranges of a disk and compares; the zero ranges it only
 // compares. Both must be aligned to BlockSize, but for the end of the disk.
 func (s *scanner) scan(ctx context.Context, disk int, r DiskReader, data, zero extent.Set, out sink) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	queue := make(chan *piece, pieceDepth)
-	free := make(chan []byte, pieceDepth+2)
-	for range cap(free) {
-		free <- nil
-	}
+	queue := make(chan *piece, inFlightReads)
+	room := semaphore.NewWeighted(inFlightBytes)
 	go func() {
 		defer close(queue)
 		for _, rg := range data.Ranges() {
 			for off := rg.Offset; off < rg.Offset+rg.Length; off += pieceSize {
-				var buf []byte
-				select {
-				case buf = <-free:
-				case <-ctx.Done():
+				n := min(pieceSize, rg.Offset+rg.Length-off)
+				if room.Acquire(ctx, n) != nil {
 					return
 				}
-				if buf == nil {
-					buf = make([]byte, pieceSize)
-				}
-				p := &piece{off: off, buf: buf[:min(pieceSize, rg.Offset+rg.Length-off)], done: make(chan error, 1)}
+				p := &piece{off: off, buf: takeBuffer(n), done: make(chan error, 1)}
 				go func() {
 					_, err := r.ReadAt(p.buf, p.off)
 					p.done <- err
@@ -101,7 +122,8 @@ func (s *scanner) scan(ctx context.Context, disk int, r DiskReader, data, zero e
 			return err
 		}
 		s.progress(int64(len(p.buf)))
-		free <- p.buf[:cap(p.buf)]
+		room.Release(int64(len(p.buf)))
+		returnBuffer(p.buf)
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
