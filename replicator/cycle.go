@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -298,6 +299,10 @@ func (f *frozen) allocation(ctx context.Context, i int, incremental bool) (DiskR
 	return r, err
 }
 
+// askFrom is the length from which on it is worth a round trip to ask whether a
+// range is allocated before it is read.
+const askFrom = 1 << 20
+
 // splitZero parts what has to be looked at into what must be read and what the
 // allocation map says is zero. Where there is little, reading it is cheaper than asking.
 func splitZero(ctx context.Context, open func() (DiskReader, error), want extent.Set, size int64) (data, zero extent.Set, err error) {
@@ -305,11 +310,16 @@ func splitZero(ctx context.Context, open func() (DiskReader, error), want extent
 	if want.Bytes() <= 4<<20 {
 		return want, zero, nil
 	}
-	r, err := open()
-	if err != nil {
-		return data, zero, err
-	}
+	var r DiskReader
 	for _, rg := range want.Ranges() {
+		if rg.Length < askFrom {
+			continue
+		}
+		if r == nil {
+			if r, err = open(); err != nil {
+				return data, zero, err
+			}
+		}
 		alloc, err := r.BlockStatus(ctx, nbd.ContextAllocation, rg.Offset, rg.Length)
 		if err != nil {
 			return data, zero, err
@@ -398,17 +408,15 @@ func (e *Engine) point(ctx context.Context, report CycleReport, state TargetStat
 		f, err = e.freeze(ctx, d.From, p.Checkpoint)
 	}
 	err = atSource(err)
-	released := false
 	unsure := false // the target may have made the point, whose checkpoint must then stay
-	release := func() error {
-		if f == nil || released {
+	release := sync.OnceValue(func() error {
+		if f == nil {
 			return nil
 		}
-		released = true
 		c, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 		defer cancel()
 		return f.release(c)
-	}
+	})
 	defer func() {
 		rerr := release()
 		if err == nil {
@@ -555,8 +563,7 @@ func (e *Engine) produce(ctx context.Context, report *CycleReport, p switchback.
 	}
 	report.ReadBytes, report.ChangedBytes = sc.readBytes, sc.changedBytes
 	// Everything is read: let go of the instant while the tail is on its way.
-	ended := make(chan error, 1)
-	go func() { ended <- release() }()
+	go release()
 	digest, err := sw.Seal()
 	if err == nil {
 		err = e.index.Log(&out.pending, digest)
@@ -564,7 +571,7 @@ func (e *Engine) produce(ctx context.Context, report *CycleReport, p switchback.
 	if err == nil {
 		_, err = sw.Finish()
 	}
-	return digest, &out.pending, errors.Join(err, <-ended)
+	return digest, &out.pending, err
 }
 
 func segmentHeader(p switchback.Point, disks []switchback.Disk, seed bool) journal.Header {

@@ -15,7 +15,7 @@ import (
 
 const (
 	seedBatch      = 8 << 20   // raw bytes per segment of a seed
-	seedInFlight   = 3         // segments under way to the target
+	seedInFlight   = 6         // segments under way to the target
 	seedFlushBytes = 512 << 20 // raw bytes between two durable marks
 	seedFlushEvery = 10 * time.Second
 )
