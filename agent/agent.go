@@ -82,11 +82,11 @@ func (c *Config) setDefaults() error {
 
 // Agent is one running agent. Make it with New, run it with Run.
 type Agent struct {
-	cfg   Config
-	log   *slog.Logger
-	hv    hypervisor.Hypervisor
-	tasks *taskTable
-	peers *http.Client
+	cfg    Config
+	log    *slog.Logger
+	hv     hypervisor.Hypervisor
+	tasks  *taskTable
+	server *http.Client // of the control plane
 
 	mu  sync.Mutex
 	vms map[switchback.ProtectionID]*vm
@@ -98,7 +98,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{cfg: cfg, log: cfg.Logger, hv: cfg.Hypervisor, vms: map[switchback.ProtectionID]*vm{}}
-	a.peers = transport.NewHTTPClient(transport.ClientConfig{Credentials: cfg.Credentials})
+	a.server = transport.NewHTTPClient(transport.ClientConfig{Credentials: cfg.Credentials, Want: transport.AnyServer})
 	list, err := loadAssignments(a.assignmentDir())
 	if err != nil {
 		return nil, err

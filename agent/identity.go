@@ -100,7 +100,7 @@ func (a *Agent) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	resp, err := transport.Call[transport.JoinResponse](ctx, a.peers, http.MethodPost, "https://"+a.cfg.ServerAddress+"/v1/agents/renew", transport.JoinRequest{CSRPEM: string(csr)})
+	resp, err := transport.Call[transport.JoinResponse](ctx, a.server, http.MethodPost, "https://"+a.cfg.ServerAddress+"/v1/agents/renew", transport.JoinRequest{CSRPEM: string(csr)})
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,7 @@ func (a *Agent) report(ctx context.Context) {
 		err := func() error {
 			c, cancel := context.WithTimeout(ctx, 5*time.Second)
 			defer cancel()
-			_, err := transport.Call[struct{}](c, a.peers, http.MethodPost, "https://"+a.cfg.ServerAddress+"/v1/agents/report", a.Status(c))
+			_, err := transport.Call[struct{}](c, a.server, http.MethodPost, "https://"+a.cfg.ServerAddress+"/v1/agents/report", a.Status(c))
 			return err
 		}()
 		if (err != nil) != lost && ctx.Err() == nil {

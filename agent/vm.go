@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	"github.com/switchback-dr/switchback/nbd"
 	"github.com/switchback-dr/switchback/qemu"
 	"github.com/switchback-dr/switchback/replicator"
+	"github.com/switchback-dr/switchback/transport"
 )
 
 // vm is one protected VM at this agent. Actions on it are serialised by act;
@@ -31,6 +33,7 @@ type vm struct {
 	replica *journal.Replica
 	bases   map[string]*base // open writers while seeding
 	engine  *replicator.Engine
+	peers   *http.Client // of the engine
 	stop    context.CancelFunc
 	stopped chan struct{}
 	// folded is closed when the background fold that runs has ended; nil when none runs.
@@ -114,10 +117,12 @@ func (v *vm) startEngine(ctx context.Context) error {
 		return nil
 	}
 	a := v.a
+	// Only this one agent is believed to be the peer, whoever answers at its address.
+	peers := transport.NewHTTPClient(transport.ClientConfig{Credentials: v.agent.cfg.Credentials, Want: transport.Agent(a.Peer.Agent)})
 	e, err := replicator.New(replicator.Config{
 		Protection: a.Protection, VM: a.VM, Epoch: a.Epoch, Disks: a.Disks, Policy: a.Policy,
 		Hypervisor: v.agent.hv,
-		Target:     &peerTarget{client: v.agent.peers, peer: a.Peer, protection: a.Protection},
+		Target:     &peerTarget{client: peers, peer: a.Peer, protection: a.Protection},
 		Dir:        indexDir(v.agent.cfg.StateDir, a.Protection),
 		ScratchDir: v.agent.cfg.ScratchDir, SocketDir: v.agent.cfg.RunDir,
 		MustSend: a.MustSend, MakeScratch: v.agent.makeScratch, OpenOffline: v.openAtRest, Logger: v.agent.log,
@@ -125,7 +130,7 @@ func (v *vm) startEngine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	v.engine = e
+	v.engine, v.peers = e, peers
 	if a.Held {
 		return nil
 	}
@@ -159,7 +164,8 @@ func (v *vm) stopEngine() {
 	defer v.mu.Unlock()
 	if v.engine != nil {
 		v.engine.Close()
-		v.engine = nil
+		v.peers.CloseIdleConnections()
+		v.engine, v.peers = nil, nil
 	}
 }
 
