@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -316,7 +317,7 @@ func (a *Agent) settle(ctx context.Context, _ *task, v *vm, req agentapi.Task, _
 		r.AbandonedBytes += s.Bytes()
 	}
 	if run == nil {
-		return r, nil
+		return r, sweep(as.Dir) // what a crash after the change below has left
 	}
 	definition, err := a.hv.Definition(ctx, as.VM, false)
 	if err != nil {
@@ -348,7 +349,6 @@ func (a *Agent) settle(ctx context.Context, _ *task, v *vm, req agentapi.Task, _
 	for _, s := range run.Abandoned {
 		r.AbandonedBytes += s.Bytes()
 	}
-	replicaDir := as.ReplicaDir
 	err = v.change(func(x *Assignment) {
 		x.MustSend, x.Run, x.ReplicaDir, x.Session, x.Rest = run.Abandoned, nil, "", "", nil
 	})
@@ -356,14 +356,27 @@ func (a *Agent) settle(ctx context.Context, _ *task, v *vm, req agentapi.Task, _
 		return nil, err
 	}
 	v.closeReplica()
-	for _, d := range as.Disks {
-		for _, path := range []string{run.Overlays[d.Name], middlePath(run, d.Name)} {
-			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return nil, err
+	return r, sweep(as.Dir)
+}
+
+// sweep removes the journals and overlays of a VM that runs on plain disks. Kept
+// snapshots stay.
+func sweep(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	for _, pattern := range []string{"journal-*", "overlay-*"} {
+		paths, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return err
+		}
+		for _, path := range paths {
+			if err := os.RemoveAll(path); err != nil {
+				return err
 			}
 		}
 	}
-	return r, os.RemoveAll(replicaDir)
+	return nil
 }
 
 // retire leaves the old side after a commit: kept, off and fenced at home;

@@ -3,6 +3,7 @@ package lab
 import (
 	"flag"
 	"fmt"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -117,6 +118,12 @@ func (f *fixture) run(l leg) {
 	case recovery.Commit:
 		f.plain(string(v.Source))
 		f.noViews(string(v.Source))
+		for _, pattern := range []string{"journal-*", "overlay-*"} {
+			storage := f.Site(string(v.Source)).HostPath("/var/lib/switchback/storage")
+			if left, _ := filepath.Glob(filepath.Join(storage, f.Name+"-*", pattern)); len(left) > 0 {
+				f.t.Errorf("the commit left %v", left)
+			}
+		}
 	case recovery.Reprotect:
 		f.incremental(f.morePoints(2))
 		if _, err := f.Virsh(f.t.Context(), string(v.Target), "start", f.Name); err == nil {
