@@ -419,7 +419,7 @@ func (f *fixture) writes(site string) {
 	f.t.Helper()
 	console := f.Console(site, f.Name)
 	from := witness.ConsoleSize(console)
-	ctx, cancel := context.WithTimeout(f.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(f.t.Context(), 90*time.Second) // it may have to boot
 	defer cancel()
 	if _, _, err := witness.AwaitLine(ctx, console, from, "SB ACK"); err != nil {
 		state, verr := f.Virsh(f.t.Context(), site, "domstate", "--reason", f.Name)
