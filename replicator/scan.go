@@ -32,8 +32,9 @@ const (
 	pieceSize = 1 << 20 // one read; a multiple of BlockSize
 	// Reads in flight: by bytes, which bounds memory, and by number, since
 	// scattered pieces of one bitmap unit wait for QEMU's latency, not its rate.
+	// It stays below the 16 requests of a connection at which QEMU stops reading.
 	inFlightBytes = 4 << 20
-	inFlightReads = 32
+	inFlightReads = 12
 	zeroChunk     = 1 << 14 // index entries looked at together for zero ranges
 )
 
