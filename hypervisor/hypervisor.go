@@ -50,6 +50,15 @@ type Host struct {
 	CPUs       int    `json:"cpus"`
 }
 
+// AgentChannel is the state of a guest agent's channel; "" = the domain has none,
+// or does not run.
+type AgentChannel string
+
+const (
+	AgentConnected    AgentChannel = "connected"
+	AgentDisconnected AgentChannel = "disconnected"
+)
+
 // Domain is one VM as the platform knows it.
 type Domain struct {
 	Name        string            `json:"name"`
@@ -65,6 +74,8 @@ type Domain struct {
 	Disks []Disk `json:"disks"`
 	// Networks are the distinct source networks or bridges of its interfaces.
 	Networks []string `json:"networks"`
+	// GuestAgent says how the channel of the guest agent of a running domain stands.
+	GuestAgent AgentChannel `json:"guest_agent,omitempty"`
 }
 
 // Disk is one disk device of a domain.

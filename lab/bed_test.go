@@ -281,7 +281,7 @@ func (f *fixture) poll(every, within time.Duration, what string, ok func() (bool
 func (f *fixture) vm() api.VM {
 	f.t.Helper()
 	var v api.VM
-	f.eventually(30*time.Second, "the server answers", func() (bool, string) {
+	f.eventually(120*time.Second, "the server answers", func() (bool, string) {
 		var err error
 		v, err = f.client.VM(f.t.Context(), f.Name)
 		return err == nil, fmt.Sprint(err)
@@ -294,7 +294,7 @@ func (f *fixture) vm() api.VM {
 func (f *fixture) begin(kind recovery.Kind, req api.OperationRequest) switchback.OperationID {
 	f.t.Helper()
 	var id switchback.OperationID
-	f.eventually(30*time.Second, string(kind)+" is accepted", func() (bool, string) {
+	f.eventually(120*time.Second, string(kind)+" is accepted", func() (bool, string) {
 		a, err := f.client.Request(f.t.Context(), f.Name, kind, req)
 		if err == nil {
 			id = a.Operation.ID
@@ -365,7 +365,7 @@ func (f *fixture) protect() api.Summary {
 func (f *fixture) points() []switchback.Point {
 	f.t.Helper()
 	var points []switchback.Point
-	f.eventually(30*time.Second, "the points are listed", func() (bool, string) {
+	f.eventually(120*time.Second, "the points are listed", func() (bool, string) {
 		var err error
 		points, err = f.client.Points(f.t.Context(), f.Name)
 		return err == nil, fmt.Sprint(err)
@@ -391,7 +391,7 @@ func (f *fixture) morePoints(n int) []switchback.Point {
 func (f *fixture) pointsAfter(seq switchback.Sequence, n int) []switchback.Point {
 	f.t.Helper()
 	var after []switchback.Point
-	f.eventually(60*time.Second, fmt.Sprintf("%d points after %d", n, seq), func() (bool, string) {
+	f.eventually(120*time.Second, fmt.Sprintf("%d points after %d", n, seq), func() (bool, string) {
 		after = nil
 		points := f.points()
 		for _, p := range points {
@@ -516,7 +516,7 @@ func (f *fixture) export(site, replica string, point switchback.Sequence, look f
 		cmd.Wait()
 		os.Remove(host)
 	}()
-	f.eventually(20*time.Second, "the export", func() (bool, string) { _, err := os.Stat(host); return err == nil, said.String() })
+	f.eventually(120*time.Second, "the export", func() (bool, string) { _, err := os.Stat(host); return err == nil, said.String() })
 	look(f.uris(host))
 }
 
@@ -647,7 +647,7 @@ func (b *bed) start(t *testing.T, victim string, args ...string) {
 func (b *bed) awaitAgent(t *testing.T, site string) {
 	t.Helper()
 	since := time.Now()
-	for time.Since(since) < 30*time.Second {
+	for time.Since(since) < 120*time.Second {
 		agents, err := b.client.Agents(context.Background())
 		for _, a := range agents {
 			if err == nil && string(a.Site) == site && a.Healthy && a.LastSeen.After(since) {

@@ -99,7 +99,7 @@ func TestOlderPointAndBack(t *testing.T) {
 	f.must(err)
 	f.must(c.PowerOff(t.Context()))
 	c.Close()
-	f.eventually(30*time.Second, "the guest is off", func() (bool, string) { s := f.virsh(Primary, "domstate", f.Name); return s == "shut off", s })
+	f.eventually(120*time.Second, "the guest is off", func() (bool, string) { s := f.virsh(Primary, "domstate", f.Name); return s == "shut off", s })
 	if commit = f.operate(recovery.Commit, api.OperationRequest{}); commit.Commit.Live {
 		t.Error("the commit says that the guest ran")
 	}
@@ -133,7 +133,7 @@ func TestCancel(t *testing.T) {
 			g.t = t
 			epoch := g.vm().Epoch
 			id := g.begin(recovery.Failover, api.OperationRequest{})
-			g.poll(20*time.Millisecond, 30*time.Second, "step "+step, func() (bool, string) {
+			g.poll(20*time.Millisecond, 120*time.Second, "step "+step, func() (bool, string) {
 				rec, err := g.client.Operation(t.Context(), id)
 				for _, s := range rec.Steps {
 					if s.Name == step {

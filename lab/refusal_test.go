@@ -368,7 +368,7 @@ func TestDamageAndUnprotect(t *testing.T) {
 	f.must(err)
 	f.must(c.PowerOff(t.Context()))
 	c.Close()
-	f.eventually(30*time.Second, "the guest is off", func() (bool, string) { s := f.virsh(Primary, "domstate", f.Name); return s == "shut off", s })
+	f.eventually(120*time.Second, "the guest is off", func() (bool, string) { s := f.virsh(Primary, "domstate", f.Name); return s == "shut off", s })
 	for _, d := range f.disks(Primary) {
 		out, err := exec.Command("qemu-img", "info", "--output=json", d).CombinedOutput()
 		if err != nil || bytes.Contains(out, []byte("sb-")) {

@@ -72,7 +72,7 @@ func TestReplicationUnderFaults(t *testing.T) {
 		f.t = t
 		last := f.newest()
 		f.must(syscall.Kill(f.qemu(), syscall.SIGKILL))
-		f.eventually(20*time.Second, "the domain is off", func() (bool, string) {
+		f.eventually(120*time.Second, "the domain is off", func() (bool, string) {
 			s := f.virsh(Primary, "domstate", f.Name)
 			return s == "shut off", s
 		})
@@ -152,13 +152,13 @@ func testFirstCopy(t *testing.T, cyc, f fixture) {
 	policy.Compression = "none"
 	begin, before := time.Now(), f.wanSent(t, Primary)
 	id := f.begin(recovery.Protect, api.OperationRequest{To: Recovery, Policy: policy})
-	f.eventually(30*time.Second, "the copy begins", func() (bool, string) { return f.wanSent(t, Primary)-before > 4<<20, "" })
+	f.eventually(120*time.Second, "the copy begins", func() (bool, string) { return f.wanSent(t, Primary)-before > 4<<20, "" })
 	f.crash(t, Recovery) // nothing is durable yet
-	f.eventually(30*time.Second, "the copy begins again", func() (bool, string) { return f.wanSent(t, Primary)-before > 24<<20, "" })
+	f.eventually(120*time.Second, "the copy begins again", func() (bool, string) { return f.wanSent(t, Primary)-before > 24<<20, "" })
 
 	// What was copied in ten seconds is durable once the 24 MiB under way are there.
 	atMark := int64(0)
-	f.eventually(60*time.Second, "a durable part of the copy", func() (bool, string) {
+	f.eventually(120*time.Second, "a durable part of the copy", func() (bool, string) {
 		atMark = f.wanSent(t, Primary) - before
 		return atMark > 24<<20+16*rate, fmt.Sprintf("%d MiB sent after %v", atMark>>20, time.Since(begin))
 	})
@@ -170,7 +170,7 @@ func testFirstCopy(t *testing.T, cyc, f fixture) {
 	f.writes(Primary)
 	rest := f.wanSent(t, Primary)
 	f.start(t, Primary)
-	f.eventually(30*time.Second, "the copy goes on", func() (bool, string) { return f.wanSent(t, Primary)-rest > 2<<20, "" })
+	f.eventually(120*time.Second, "the copy goes on", func() (bool, string) { return f.wanSent(t, Primary)-rest > 2<<20, "" })
 
 	cut := time.Now()
 	f.must(f.Network().CutWAN(t.Context(), true))

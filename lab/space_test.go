@@ -86,7 +86,7 @@ func TestOutOfSpace(t *testing.T) {
 		defer g.throttle(t, Primary, 0)
 		last := g.newest()
 		g.dirty(Primary, "vda", 24<<20)
-		g.poll(20*time.Millisecond, 30*time.Second, "a cycle is under way", func() (bool, string) {
+		g.poll(20*time.Millisecond, 120*time.Second, "a cycle is under way", func() (bool, string) {
 			out, err := g.Virsh(t.Context(), Primary, "backup-dumpxml", g.Name)
 			v := g.vm()
 			r := v.AtSource.Replication
@@ -124,7 +124,7 @@ func (f *fixture) room(free int64) {
 
 func (f *fixture) condition(name string, severity switchback.Severity) {
 	f.t.Helper()
-	f.eventually(30*time.Second, "condition "+name, func() (bool, string) {
+	f.eventually(120*time.Second, "condition "+name, func() (bool, string) {
 		v := f.vm()
 		for _, c := range v.Conditions {
 			if c.Name == name && c.Severity == severity && c.Remedy != "" && v.Health == string(severity) {

@@ -155,7 +155,7 @@ func (f *fixture) running(site string) {
 func (f *fixture) strike(id switchback.OperationID, s strike) {
 	f.t.Helper()
 	var state operation.StepState
-	f.poll(5*time.Millisecond, 60*time.Second, "step "+s.step, func() (bool, string) {
+	f.poll(5*time.Millisecond, 120*time.Second, "step "+s.step, func() (bool, string) {
 		rec, err := f.client.Operation(f.t.Context(), id)
 		if err != nil {
 			return false, err.Error()

@@ -88,6 +88,11 @@ func (e *Engine) cycle(ctx context.Context, o CycleOptions) (CycleReport, error)
 		}
 		e.jobsClear = true
 	}
+	if !off {
+		if err := e.awaitAgent(ctx, dom); err != nil {
+			return report, atSource(err)
+		}
+	}
 	if state.Seeded && !e.indexReady {
 		valid, err := e.index.Recover(state.Head.Digest)
 		if err != nil {
@@ -138,6 +143,35 @@ func (e *Engine) clearJob(ctx context.Context) error {
 	if dom.State == hypervisor.StatePaused && dom.PauseReason == hypervisor.PauseIOError {
 		e.log.Warn("resuming the guest after an I/O error during a backup job")
 		return e.cfg.Hypervisor.Resume(ctx, e.cfg.VM)
+	}
+	return nil
+}
+
+// agentPatience is how long a cycle waits for the guest agent of a guest that boots.
+const agentPatience = 15 * time.Second
+
+// awaitAgent lets a guest agent connect before a backup job is open. Libvirt 9.0
+// handles the connection in a thread that all its domains share, and has it wait
+// 30 s for a job that is open; the end of that very job then waits behind it
+// (seen). A guest whose agent does not come is waited for once.
+func (e *Engine) awaitAgent(ctx context.Context, dom hypervisor.Domain) error {
+	for begin := e.now(); dom.GuestAgent == hypervisor.AgentDisconnected && !e.agentMissed; {
+		if e.now().Sub(begin) >= agentPatience {
+			e.agentMissed = true
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(300 * time.Millisecond):
+		}
+		var err error
+		if dom, err = e.cfg.Hypervisor.Domain(ctx, e.cfg.VM); err != nil {
+			return err
+		}
+	}
+	if dom.GuestAgent == hypervisor.AgentConnected {
+		e.agentMissed = false
 	}
 	return nil
 }

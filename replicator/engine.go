@@ -60,6 +60,8 @@ type Engine struct {
 	index      *Index
 	indexReady bool
 	jobsClear  bool // no job of ours is left open
+	// agentMissed: the guest agent was waited for, and did not connect.
+	agentMissed bool
 
 	ioErrors chan string
 }

@@ -56,6 +56,11 @@ func parseDomain(text string) (hypervisor.Domain, error) {
 			dom.Networks = append(dom.Networks, a.Value)
 		}
 	}
+	for _, e := range devices.SelectElements("channel") {
+		if t := e.SelectElement("target"); t != nil && t.SelectAttrValue("name", "") == "org.qemu.guest_agent.0" {
+			dom.GuestAgent = hypervisor.AgentChannel(t.SelectAttrValue("state", "")) // only the live definition has it
+		}
+	}
 	return dom, nil
 }
 
