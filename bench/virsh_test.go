@@ -9,7 +9,7 @@ import (
 
 func TestVirsh(t *testing.T) {
 	if _, err := exec.LookPath("virsh"); err != nil {
-		t.Skip("no virsh")
+		t.Fatal("virsh is not installed: scripts/install-packages.sh test")
 	}
 	v, err := openVirsh(t.Context(), "test:///default")
 	if err != nil {

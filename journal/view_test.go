@@ -150,7 +150,7 @@ func (b *qemuBase) Close() error {
 func TestQCOW2Base(t *testing.T) {
 	for _, tool := range []string{"qemu-img", "qemu-io"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skip(tool + " is not installed")
+			t.Fatal(tool + " is not installed: scripts/install-packages.sh test")
 		}
 	}
 	const size = 8 << 20

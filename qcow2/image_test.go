@@ -19,7 +19,7 @@ import (
 func qemu(t testing.TB, args ...string) string {
 	t.Helper()
 	if _, err := exec.LookPath(args[0]); err != nil {
-		t.Skip(args[0] + " is not installed")
+		t.Fatal(args[0] + " is not installed: scripts/install-packages.sh test")
 	}
 	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
 	if err != nil || strings.Contains(string(out), "failed") {
