@@ -21,6 +21,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/api"
 	"github.com/switchback-dr/switchback/lab/guest"
+	"github.com/switchback-dr/switchback/lab/process"
 	"github.com/switchback-dr/switchback/operation"
 	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/witness"
@@ -633,8 +634,8 @@ func (b *bed) start(t *testing.T, victim string, args ...string) {
 		err = b.StartAgent(context.Background(), victim)
 	default:
 		args = append([]string{"agent", "--listen", fmt.Sprintf("0.0.0.0:%d", agentPort), "--libvirt-pid", "/run/libvirt/libvirtd.pid"}, args...)
-		var p Process
-		p, err = startProcess(b.Site(victim).Command(context.Background(), b.cfg.Executable, args...), filepath.Join(b.cfg.Dir, "log", "agent-"+victim+".log"))
+		var p process.Process
+		p, err = process.Start(b.Site(victim).Command(context.Background(), b.cfg.Executable, args...), filepath.Join(b.cfg.Dir, "log", "agent-"+victim+".log"))
 		b.state.Agents[victim] = p
 		err = errors.Join(err, b.save())
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/switchback-dr/switchback/api"
 	"github.com/switchback-dr/switchback/lab/guest"
 	"github.com/switchback-dr/switchback/lab/network"
+	"github.com/switchback-dr/switchback/lab/process"
 	"github.com/switchback-dr/switchback/lab/site"
 )
 
@@ -51,12 +52,12 @@ type Lab struct {
 
 // state is what lab.json holds.
 type state struct {
-	Config  Config             `json:"config"`
-	Port    int                `json:"port"`
-	Network *network.Network   `json:"network"`
-	Server  Process            `json:"server"`
-	Agents  map[string]Process `json:"agents"`
-	KVM     bool               `json:"kvm"`
+	Config  Config                     `json:"config"`
+	Port    int                        `json:"port"`
+	Network *network.Network           `json:"network"`
+	Server  process.Process            `json:"server"`
+	Agents  map[string]process.Process `json:"agents"`
+	KVM     bool                       `json:"kvm"`
 }
 
 func (c Config) log(format string, args ...any) {
@@ -77,7 +78,7 @@ func Up(ctx context.Context, cfg Config) (_ *Lab, err error) {
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return nil, err
 	}
-	l := &Lab{cfg: cfg, sites: map[string]*site.Site{}, state: state{Config: cfg, Agents: map[string]Process{}}}
+	l := &Lab{cfg: cfg, sites: map[string]*site.Site{}, state: state{Config: cfg, Agents: map[string]process.Process{}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.stop(context.WithoutCancel(ctx)))
@@ -260,7 +261,7 @@ func (l *Lab) StartServer(ctx context.Context) error {
 		listen = append(listen, net.JoinHostPort(end.HostAddr.String(), port))
 	}
 	cmd := exec.Command(l.cfg.Executable, "server", "--state", filepath.Join(l.cfg.Dir, "server"), "--listen", strings.Join(listen, ","))
-	p, err := startProcess(cmd, filepath.Join(l.cfg.Dir, "log", "server.log"))
+	p, err := process.Start(cmd, filepath.Join(l.cfg.Dir, "log", "server.log"))
 	if err != nil {
 		return err
 	}
@@ -285,7 +286,7 @@ func (l *Lab) KillServer(sig syscall.Signal) error { return l.state.Server.Kill(
 func (l *Lab) StartAgent(_ context.Context, name string) error {
 	s := l.sites[name]
 	cmd := s.Command(context.Background(), l.cfg.Executable, "agent", "--listen", fmt.Sprintf("0.0.0.0:%d", agentPort), "--libvirt-pid", "/run/libvirt/libvirtd.pid")
-	p, err := startProcess(cmd, filepath.Join(l.cfg.Dir, "log", "agent-"+name+".log"))
+	p, err := process.Start(cmd, filepath.Join(l.cfg.Dir, "log", "agent-"+name+".log"))
 	if err != nil {
 		return err
 	}
@@ -324,7 +325,7 @@ func (l *Lab) waitHealthy(ctx context.Context, client *api.Client) error {
 }
 
 // until polls ready while the process lives, for 30 s.
-func (l *Lab) until(ctx context.Context, what string, p Process, log string, ready func() error) error {
+func (l *Lab) until(ctx context.Context, what string, p process.Process, log string, ready func() error) error {
 	deadline := time.Now().Add(30 * time.Second)
 	for {
 		err := ready()

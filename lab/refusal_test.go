@@ -18,6 +18,7 @@ import (
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/api"
 	"github.com/switchback-dr/switchback/journal"
+	"github.com/switchback-dr/switchback/lab/process"
 	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/transport"
 	"github.com/switchback-dr/switchback/witness"
@@ -135,7 +136,7 @@ func TestRefusedPeers(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	other, err := startProcess(exec.Command(shared.cfg.Executable, "server", "--state", dir, "--listen", fmt.Sprintf("127.0.0.1:%d", port)), filepath.Join(dir, "log"))
+	other, err := process.Start(exec.Command(shared.cfg.Executable, "server", "--state", dir, "--listen", fmt.Sprintf("127.0.0.1:%d", port)), filepath.Join(dir, "log"))
 	if err != nil {
 		t.Fatal(err)
 	}

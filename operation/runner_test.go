@@ -337,8 +337,9 @@ func TestRetry(t *testing.T) {
 }
 
 func TestCancel(t *testing.T) {
-	began := make(chan struct{}, 1)
-	release := make(chan struct{})
+	// Cancelling while a step waits for its next attempt must not meet a token
+	// of an earlier case: each has channels of its own.
+	var began, release chan struct{}
 	untilCancelled := func(ctx context.Context, r *operation.Run) error {
 		began <- struct{}{}
 		<-ctx.Done()
@@ -375,6 +376,7 @@ func TestCancel(t *testing.T) {
 			state: operation.StateSucceeded, code: switchback.CodeRefused, calls: []string{"a", "b", "c"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			began, release = make(chan struct{}, 1), make(chan struct{})
 			var tr trace
 			b := tr.step("b", c.do)
 			c.setup(&b)

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/switchback-dr/switchback/lab/process"
 )
 
 //go:embed holder.sh
@@ -31,16 +33,16 @@ const (
 // Command, the paths and the PIDs.
 type Site struct {
 	cfg      Config
-	holder   process
-	libvirtd process
+	holder   process.Process
+	libvirtd process.Process
 	reap     sync.WaitGroup // one for each child of this process
 }
 
 // state is what site.json holds.
 type state struct {
-	Config   Config  `json:"config"`
-	Holder   process `json:"holder"`
-	Libvirtd process `json:"libvirtd"`
+	Config   Config          `json:"config"`
+	Holder   process.Process `json:"holder"`
+	Libvirtd process.Process `json:"libvirtd"`
 }
 
 // Start makes the site's directories, its namespaces and its libvirtd, and
@@ -52,7 +54,7 @@ func Start(ctx context.Context, cfg Config) (_ *Site, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if old, err := readState(cfg.Dir); err == nil && old.Holder.alive() {
+	if old, err := readState(cfg.Dir); err == nil && old.Holder.Alive() {
 		return nil, fmt.Errorf("site %s in %s runs already (process %d)", cfg.Name, cfg.Dir, old.Holder.PID)
 	}
 	s := &Site{cfg: cfg}
@@ -81,7 +83,7 @@ func Attach(dir string) (*Site, error) {
 		return nil, err
 	}
 	s := &Site{cfg: st.Config, holder: st.Holder, libvirtd: st.Libvirtd}
-	if !s.holder.alive() {
+	if !s.holder.Alive() {
 		return nil, fmt.Errorf("site %s in %s is not running", st.Config.Name, dir)
 	}
 	return s, nil
@@ -94,7 +96,7 @@ func Remove(dir string, data bool) error {
 	if err != nil {
 		return err
 	}
-	if st.Holder.alive() {
+	if st.Holder.Alive() {
 		return fmt.Errorf("site %s runs: destroy it first", st.Config.Name)
 	}
 	if err := os.RemoveAll(st.Config.RunDir); err != nil || !data {
@@ -150,7 +152,7 @@ func (s *Site) DomainType() string {
 
 // PID is libvirtd's; 0 if it is down.
 func (s *Site) PID() int {
-	if !s.libvirtd.alive() {
+	if !s.libvirtd.Alive() {
 		return 0
 	}
 	return s.libvirtd.PID
@@ -188,7 +190,7 @@ func (s *Site) Command(ctx context.Context, name string, args ...string) *exec.C
 
 // Processes lists the PIDs of everything that runs in the site, the holder too.
 func (s *Site) Processes() ([]int, error) {
-	ps, err := processesIn(s.holder.PID)
+	ps, err := process.In(s.holder.PID)
 	var pids []int
 	for _, p := range ps {
 		pids = append(pids, p.PID)
@@ -200,20 +202,20 @@ func (s *Site) Processes() ([]int, error) {
 func (s *Site) Stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
-	if err := s.libvirtd.signal(syscall.SIGTERM); err != nil {
+	if err := s.libvirtd.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	return s.libvirtd.waitGone(ctx)
+	return s.libvirtd.WaitGone(ctx)
 }
 
 // Kill ends libvirtd with SIGKILL and waits for its end. Guests go on.
 func (s *Site) Kill(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
-	if err := s.libvirtd.signal(syscall.SIGKILL); err != nil {
+	if err := s.libvirtd.Signal(syscall.SIGKILL); err != nil {
 		return err
 	}
-	return s.libvirtd.waitGone(ctx)
+	return s.libvirtd.WaitGone(ctx)
 }
 
 // Restart stops libvirtd if it runs, starts it in the same namespaces and
@@ -226,7 +228,7 @@ func (s *Site) Restart(ctx context.Context) error {
 }
 
 // Reload makes libvirtd read its configuration again and look for hooks.
-func (s *Site) Reload() error { return s.libvirtd.signal(syscall.SIGHUP) }
+func (s *Site) Reload() error { return s.libvirtd.Signal(syscall.SIGHUP) }
 
 // Destroy kills every process in the site's namespaces and removes the run
 // directory. Dir stays, with its disks, logs and site.json. It is idempotent.
@@ -236,12 +238,12 @@ func (s *Site) Destroy(ctx context.Context) error {
 	// libvirtd first, so that it starts nothing new and writes nothing behind us;
 	// the holder last, so that the namespaces can be searched again for what was
 	// forked meanwhile.
-	for s.holder.alive() {
-		ps, err := processesIn(s.holder.PID)
+	for s.holder.Alive() {
+		ps, err := process.In(s.holder.PID)
 		if err != nil {
 			return err
 		}
-		var others []process
+		var others []process.Process
 		for _, p := range ps {
 			if p.PID != s.holder.PID {
 				others = append(others, p)
@@ -249,16 +251,16 @@ func (s *Site) Destroy(ctx context.Context) error {
 		}
 		if len(others) == 0 {
 			others = append(others, s.holder)
-		} else if s.libvirtd.alive() {
-			others = append([]process{s.libvirtd}, others...)
+		} else if s.libvirtd.Alive() {
+			others = append([]process.Process{s.libvirtd}, others...)
 		}
 		for _, p := range others {
-			if err := p.signal(syscall.SIGKILL); err != nil {
+			if err := p.Signal(syscall.SIGKILL); err != nil {
 				return err
 			}
 		}
 		for _, p := range others {
-			if err := p.waitGone(ctx); err != nil {
+			if err := p.WaitGone(ctx); err != nil {
 				return err
 			}
 		}
@@ -313,10 +315,10 @@ func (s *Site) startHolder(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("make the namespaces of site %s: %w", s.cfg.Name, err)
 	}
-	if s.holder, err = identify(cmd.Process.Pid); err != nil {
+	if s.holder, err = process.Identify(cmd.Process.Pid); err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { s.holder.signal(syscall.SIGKILL) })
+	stop := context.AfterFunc(ctx, func() { s.holder.Signal(syscall.SIGKILL) })
 	ready, _ := io.ReadAll(out)
 	stop()
 	s.reap.Go(func() { cmd.Wait() })
@@ -345,7 +347,7 @@ func (s *Site) startLibvirtd(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start libvirtd of site %s: %w", s.cfg.Name, err)
 	}
-	s.libvirtd, err = identify(cmd.Process.Pid)
+	s.libvirtd, err = process.Identify(cmd.Process.Pid)
 	s.reap.Go(func() { cmd.Wait() })
 	if err != nil {
 		return err
@@ -364,7 +366,7 @@ func (s *Site) startLibvirtd(ctx context.Context) error {
 // not enough: it listens before its drivers are ready.
 func (s *Site) waitReady(ctx context.Context) error {
 	for {
-		if !s.libvirtd.alive() {
+		if !s.libvirtd.Alive() {
 			return errors.New("it ended while starting")
 		}
 		if c, err := net.Dial("unix", s.LibvirtSocket()); err == nil {

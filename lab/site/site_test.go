@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/switchback-dr/switchback/lab/process"
 )
 
 func virsh(t *testing.T, s *Site, args ...string) string {
@@ -142,7 +144,7 @@ func TestTwoSitesSideBySide(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, pid := range pids {
-			if p, err := identify(pid); err == nil && p.alive() {
+			if p, err := process.Identify(pid); err == nil && p.Alive() {
 				t.Errorf("process %d lives after Destroy", pid)
 			}
 		}
@@ -192,7 +194,7 @@ func TestStartLeavesNothingBehind(t *testing.T) {
 	if _, err := os.Stat(cfg.RunDir); err == nil {
 		t.Error("run directory is still there")
 	}
-	if st, err := readState(cfg.Dir); err != nil || st.Holder.alive() || st.Libvirtd.alive() {
+	if st, err := readState(cfg.Dir); err != nil || st.Holder.Alive() || st.Libvirtd.Alive() {
 		t.Errorf("state %+v, %v: something still runs", st, err)
 	}
 }
