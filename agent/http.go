@@ -69,7 +69,7 @@ func (a *Agent) handler() http.Handler {
 			transport.WriteError(w, err)
 			return
 		}
-		transport.WriteJSON(w, http.StatusOK, replica.Points())
+		transport.WriteJSON(w, http.StatusOK, replica.MarkedPoints())
 	})))
 	mux.Handle("POST /v1/tasks", server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var req agentapi.Task

@@ -34,8 +34,8 @@ func (c *Client) Status(ctx context.Context) (AgentStatus, error) {
 }
 
 // Points lists the points of the replica that the agent keeps.
-func (c *Client) Points(ctx context.Context, id switchback.ProtectionID) ([]switchback.Point, error) {
-	return transport.Call[[]switchback.Point](ctx, c.HTTP, http.MethodGet, c.url("/v1/points/"+url.PathEscape(string(id))), nil)
+func (c *Client) Points(ctx context.Context, id switchback.ProtectionID) ([]switchback.MarkedPoint, error) {
+	return transport.Call[[]switchback.MarkedPoint](ctx, c.HTTP, http.MethodGet, c.url("/v1/points/"+url.PathEscape(string(id))), nil)
 }
 
 // Run carries out a task and waits for its end, decoding the result into out

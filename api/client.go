@@ -87,8 +87,8 @@ func (c *Client) VM(ctx context.Context, name string) (VM, error) {
 }
 
 // Points lists a VM's recovery points, oldest first.
-func (c *Client) Points(ctx context.Context, name string) ([]switchback.Point, error) {
-	return call[[]switchback.Point](ctx, c, http.MethodGet, "/v1/vms/"+url.PathEscape(name)+"/points", nil)
+func (c *Client) Points(ctx context.Context, name string) ([]switchback.MarkedPoint, error) {
+	return call[[]switchback.MarkedPoint](ctx, c, http.MethodGet, "/v1/vms/"+url.PathEscape(name)+"/points", nil)
 }
 
 // Request asks for an operation on a VM, or for its plan.

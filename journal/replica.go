@@ -55,6 +55,7 @@ type Replica struct {
 	segments  []segmentInfo // continue the base, ascending
 	broken    []Damage      // segments that are there but do not continue it
 	pins      map[string]Pin
+	marks     map[switchback.Sequence]switchback.Mark
 	temps     uint64 // names temporary files
 	closed    bool
 }
@@ -104,7 +105,7 @@ func (o Options) Create(dir string, spec Spec) (*Replica, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Replica{dir: dir, opts: o, fs: o.fs, lock: lock, pins: map[string]Pin{}}
+	r := &Replica{dir: dir, opts: o, fs: o.fs, lock: lock, pins: map[string]Pin{}, marks: map[switchback.Sequence]switchback.Mark{}}
 	r.manifest = Manifest{Spec: spec, Seeding: !spec.BaseIsOriginal}
 	r.manifest.Base = switchback.Point{Protection: spec.Protection, Epoch: spec.Epoch}
 	err = writeDocument(r.fs, manifestPath(dir), r.manifest)
@@ -179,6 +180,9 @@ func (r *Replica) load() (err error) {
 		}
 	}
 	if r.pins, err = readPins(r.dir); err != nil {
+		return err
+	}
+	if r.marks, err = readMarks(r.dir); err != nil {
 		return err
 	}
 	if err := r.finishDrop(); err != nil {

@@ -363,9 +363,9 @@ func (f *fixture) protect() api.Summary {
 	return f.operate(recovery.Protect, api.OperationRequest{To: Recovery, Policy: testPolicy()})
 }
 
-func (f *fixture) points() []switchback.Point {
+func (f *fixture) points() []switchback.MarkedPoint {
 	f.t.Helper()
-	var points []switchback.Point
+	var points []switchback.MarkedPoint
 	f.eventually(120*time.Second, "the points are listed", func() (bool, string) {
 		var err error
 		points, err = f.client.Points(f.t.Context(), f.Name)
@@ -384,14 +384,14 @@ func (f *fixture) newest() switchback.Sequence {
 }
 
 // morePoints waits for n points after the newest and returns them.
-func (f *fixture) morePoints(n int) []switchback.Point {
+func (f *fixture) morePoints(n int) []switchback.MarkedPoint {
 	f.t.Helper()
 	return f.pointsAfter(f.newest(), n)
 }
 
-func (f *fixture) pointsAfter(seq switchback.Sequence, n int) []switchback.Point {
+func (f *fixture) pointsAfter(seq switchback.Sequence, n int) []switchback.MarkedPoint {
 	f.t.Helper()
-	var after []switchback.Point
+	var after []switchback.MarkedPoint
 	f.eventually(120*time.Second, fmt.Sprintf("%d points after %d", n, seq), func() (bool, string) {
 		after = nil
 		points := f.points()
@@ -406,7 +406,7 @@ func (f *fixture) pointsAfter(seq switchback.Sequence, n int) []switchback.Point
 }
 
 // incremental fails the test if one of the points is a resync.
-func (f *fixture) incremental(points []switchback.Point) {
+func (f *fixture) incremental(points []switchback.MarkedPoint) {
 	f.t.Helper()
 	for _, p := range points {
 		if p.Resync {

@@ -83,7 +83,7 @@ func TestReplicationUnderFaults(t *testing.T) {
 				t.Logf("point %d: %s", p.Sequence, p.ResyncReason)
 			}
 		}
-		i := slices.IndexFunc(points, func(p switchback.Point) bool { return p.Resync })
+		i := slices.IndexFunc(points, func(p switchback.MarkedPoint) bool { return p.Resync })
 		if i < 0 || !strings.Contains(points[i].ResyncReason, "lost") {
 			t.Fatalf("no resync says that the bitmap was lost: %+v", points)
 		}

@@ -176,14 +176,14 @@ func (s *Server) choosePoint(ctx context.Context, r *operation.Run, p switchback
 	return findPoint(points, params.Point)
 }
 
-func findPoint(points []switchback.Point, name string) (switchback.Point, error) {
+func findPoint(points []switchback.MarkedPoint, name string) (switchback.Point, error) {
 	n, err := strconv.ParseUint(name, 10, 64)
 	if err != nil {
 		return switchback.Point{}, switchback.Errorf(switchback.CodeInvalid, "%q is no point", name).WithHint("latest, or a number that 'vm points' lists")
 	}
 	for _, p := range points {
 		if p.Sequence == switchback.Sequence(n) && n > 0 {
-			return p, nil
+			return p.Point, nil
 		}
 	}
 	return switchback.Point{}, switchback.Errorf(switchback.CodeNotFound, "there is no point %s", name).WithHint("'vm points' lists them")

@@ -200,7 +200,7 @@ func (s *Server) find(ctx context.Context, name string) (switchback.Protection, 
 }
 
 // points asks the agent that keeps the replica.
-func (s *Server) points(ctx context.Context, p switchback.Protection) ([]switchback.Point, error) {
+func (s *Server) points(ctx context.Context, p switchback.Protection) ([]switchback.MarkedPoint, error) {
 	keeper := p.TargetAgent
 	if p.Phase == switchback.PhaseSwitched || p.Phase == switchback.PhaseCommitting {
 		keeper = p.SourceAgent
