@@ -14,6 +14,9 @@ const (
 	// maxZeroRequest is the same for zeroing and trimming; smaller, because a
 	// server may have to write the zeros before it answers.
 	maxZeroRequest = 256 << 20
+	// maxWhole is the length up to which a server must be able to answer a read
+	// in one piece (NBD_CMD_FLAG_DF).
+	maxWhole = 64 << 10
 )
 
 // ReadAt implements io.ReaderAt.
@@ -63,10 +66,20 @@ func (c *Client) submitReads(ctx context.Context, o *op, p []byte, off int64) er
 			return err
 		}
 		s.buf = p[:n]
-		c.start(o, s, request{command: cmdRead, offset: uint64(off), length: uint32(n)})
+		c.start(o, s, request{command: cmdRead, flags: c.readFlags(n), offset: uint64(off), length: uint32(n)})
 		p, off = p[n:], off+n
 	}
 	return c.send(ctx, o, nil)
+}
+
+// readFlags asks for a small read's answer in one piece, which the protocol
+// grants up to maxWhole. QEMU looks for holes before every other read, through
+// all layers of the image, which costs as much as the reading.
+func (c *Client) readFlags(length int64) uint16 {
+	if c.structured && c.flags&FlagSendDF != 0 && length <= maxWhole {
+		return cmdFlagDF
+	}
+	return 0
 }
 
 // WriteAt implements io.WriterAt.

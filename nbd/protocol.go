@@ -51,6 +51,7 @@ const (
 	cmdBlockStatus = 7
 
 	cmdFlagNoHole = 1 << 1
+	cmdFlagDF     = 1 << 2
 	cmdFlagReqOne = 1 << 3
 )
 
