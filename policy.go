@@ -6,15 +6,29 @@ import "time"
 type Policy struct {
 	// Interval is the time between the starts of two cycles; from 1 s. It is the RPO target.
 	Interval time.Duration `json:"interval"`
-	// KeepPoints is how many of the newest points are kept; older ones are folded into the base.
+	// KeepPoints, where it is not 0, replaces the tiers of Retention: that many of
+	// the newest points are kept.
 	KeepPoints int `json:"keep_points"`
+	// Retention says which points are kept.
+	Retention Retention `json:"retention,omitzero"`
 	// Compression is "auto" (by link and processor speed), "none", "s2" or "zstd".
 	Compression string `json:"compression"`
 }
 
 // DefaultPolicy is used where the operator names none.
 func DefaultPolicy() Policy {
-	return Policy{Interval: 5 * time.Second, KeepPoints: 120, Compression: "auto"}
+	return Policy{Interval: 5 * time.Second, Compression: "auto",
+		Retention: Retention{Tiers: DefaultTiers(), AppConsistentFor: 7 * day, MinPoints: 10}}
+}
+
+// EffectiveRetention is Retention with KeepPoints in its place.
+func (p Policy) EffectiveRetention() Retention {
+	r := p.Retention
+	if p.KeepPoints != 0 {
+		r.Tiers, r.Newest, r.AppConsistentFor = nil, p.KeepPoints, 0
+		r.MinPoints = min(r.MinPoints, p.KeepPoints)
+	}
+	return r
 }
 
 // Validate reports the first setting that cannot work.
@@ -22,8 +36,9 @@ func (p Policy) Validate() error {
 	switch {
 	case p.Interval < time.Second:
 		return Errorf(CodeInvalid, "interval %v is shorter than 1 s", p.Interval).WithHint("choose 1s or more")
-	case p.KeepPoints < 2:
-		return Errorf(CodeInvalid, "cannot keep fewer than 2 points, got %d", p.KeepPoints)
+	}
+	if err := p.EffectiveRetention().Validate(); err != nil {
+		return err
 	}
 	switch p.Compression {
 	case "auto", "none", "s2", "zstd":

@@ -24,7 +24,11 @@ func (a *Agent) freeze(_ context.Context, _ *task, v *vm, req agentapi.Task, _ s
 	if err != nil {
 		return nil, err
 	}
-	return nil, replica.SetRetentionFrozen(true)
+	if err := replica.SetRetentionFrozen(true); err != nil {
+		return nil, err
+	}
+	v.stopFolding() // what runs would drop points that can be seen now
+	return nil, nil
 }
 
 // activate makes the new side own the epoch, durably, before anything starts.

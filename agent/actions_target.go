@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
@@ -290,48 +289,6 @@ func (a *Agent) verifyReplica(ctx context.Context, t *task, v *vm, req agentapi.
 		return r, switchback.Errorf(switchback.CodeCorrupt, "the replica is damaged: %s", joinReasons(r.Damage))
 	}
 	return r, nil
-}
-
-// retainLater folds old points into the base in the background when the policy's number is passed.
-func (v *vm) retainLater() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.folded != nil || v.replica == nil || v.a.Role != agentapi.RoleTarget {
-		return
-	}
-	upTo, ok := v.replica.PlanRetention(v.a.Policy.KeepPoints)
-	if !ok {
-		return
-	}
-	replica, folded := v.replica, make(chan struct{})
-	ctx, cancel := context.WithCancel(v.agent.tasks.ctx)
-	v.folded, v.stopFold = folded, cancel
-	go func() {
-		defer close(folded)
-		defer cancel()
-		err := replica.Fold(ctx, upTo, v.openFoldWriter)
-		v.mu.Lock()
-		v.folded, v.stopFold = nil, nil
-		v.mu.Unlock()
-		var condition *switchback.Condition
-		if err != nil && ctx.Err() == nil {
-			v.agent.log.Error("folding old points", "protection", v.assignment().Protection, "up_to", upTo, "error", err)
-			condition = &switchback.Condition{Name: "retention-failing", Severity: switchback.SeverityWarning, Cause: err.Error(),
-				Remedy: "points are kept; see the cause", Since: time.Now()}
-		}
-		v.setCondition(condition)
-	}()
-}
-
-// stopFolding ends a background fold, which goes on where it was another time.
-func (v *vm) stopFolding() {
-	v.mu.Lock()
-	stop, folded := v.stopFold, v.folded
-	v.mu.Unlock()
-	if stop != nil {
-		stop()
-		<-folded
-	}
 }
 
 // openFoldWriter opens one base for a fold.

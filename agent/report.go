@@ -61,7 +61,7 @@ func (a *Agent) Status(ctx context.Context) agentapi.AgentStatus {
 
 func (v *vm) status() agentapi.VMStatus {
 	v.mu.Lock()
-	a, replica, engine, cond := v.a, v.replica, v.engine, v.cond
+	a, replica, engine, cond, retained := v.a, v.replica, v.engine, v.cond, v.retained
 	v.mu.Unlock()
 	st := agentapi.VMStatus{Protection: a.Protection, Role: a.Role, Epoch: a.Epoch, Snapshots: a.snapshots()}
 	if cond != nil {
@@ -78,8 +78,9 @@ func (v *vm) status() agentapi.VMStatus {
 		r := &agentapi.ReplicaStatus{Dir: a.ReplicaDir, Seeded: !m.Seeding}
 		r.FreeBytes, _ = freeBytes(a.ReplicaDir)
 		points := replica.Points()
-		for _, p := range points {
-			r.JournalBytes += p.StoredBytes
+		r.JournalBytes = replica.JournalBytes()
+		if a.Role == agentapi.RoleTarget {
+			st.Conditions = append(st.Conditions, retained...)
 		}
 		if len(points) > 0 {
 			r.Points, r.Oldest, r.Newest = len(points), &points[0], &points[len(points)-1]

@@ -36,12 +36,14 @@ type vm struct {
 	peers   *http.Client // of the engine
 	stop    context.CancelFunc
 	stopped chan struct{}
-	// folded is closed when the background fold that runs has ended; nil when none runs.
+	// folded is closed when the retention that runs in the background has ended; nil when none runs.
 	folded   chan struct{}
 	stopFold context.CancelFunc
 	// seeding serialises opening the bases.
 	seeding sync.Mutex
 	cond    *switchback.Condition // what the agent itself met outside a cycle
+	// retained is what there is to report of the replica's retention.
+	retained []switchback.Condition
 }
 
 func (v *vm) assignment() Assignment {

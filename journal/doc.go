@@ -1,7 +1,8 @@
 // Package journal keeps the recovery points of protected VMs at their target:
 // per VM a replica, which is one base image per disk and one immutable segment
 // file per point. A point is readable at once as its base overlaid by all
-// segments up to it (View); older points are folded into the base (Fold).
+// segments up to it (View); older points are folded into the base (Fold), and
+// points in the middle are merged into newer ones (Merge).
 //
 // # Guarantees
 //
@@ -12,8 +13,11 @@
 //     A mismatch is an error with CodeCorrupt that names segment, disk and
 //     range; it is never wrong data.
 //   - A crash at any write needs no repair. Intentions (fold, drop) are in the
-//     manifest before their first effect, and Open completes or forgets them.
-//   - Fold and DropAfter never take away what a pin needs.
+//     manifest before their first effect, and Open completes or forgets them. A
+//     merge needs none: its segment replaces the newest of those it has taken in
+//     by rename, and Open removes the others.
+//   - Fold, Merge and DropAfter never take away what a pin needs, nor a locked
+//     point, nor anything while pins or marks cannot be read.
 //
 // The caller owes: bases are created before they are used and written only
 // through the BaseWriters it passes; a view that must last is pinned before it
@@ -26,8 +30,9 @@
 //	segments/%016d.seg          one per point, named by its sequence
 //	segments/%016d-*.tmp        being received; removed at Open
 //	pins/NAME.json              one per pin
+//	marks.json                  what people say of points: an object by sequence
 //
-// manifest.json and pins are {"version", "checksum", "content"}: the checksum
+// manifest.json, marks.json and pins are {"version", "checksum", "content"}: the checksum
 // is xxh3-128 (hexadecimal) of the compact JSON of content. They are replaced
 // by write-temp, fsync, rename, fsync directory.
 //
@@ -89,4 +94,23 @@
 // file offsets are sums.
 //
 // Content is covered by the digest through the checksums in the index.
+//
+// # A merged segment
+//
+// It has the same form and the name of the point that it ends in. Its header is
+// that of the point's segment as it was received, with one more member:
+//
+//	"merged": {
+//	  "digest":           the digest of the segment as it was received
+//	  "continues":        the sequence of the point that it follows now
+//	  "continues_digest": the digest of that point; absent when empty
+//	  "fresh":            [names of disks], absent when there are none
+//	}
+//
+// "digest" identifies the point, and is what the next segment's parent names; the
+// digest in the footer is that of the file. "parent" remains as received. A
+// segment that is not merged follows the point sequence-1, whose digest is its
+// parent. Of a fresh disk nothing counts that older segments or the base hold.
+// Files between "continues" and the segment itself are left by a crash and no
+// part of the chain.
 package journal

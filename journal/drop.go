@@ -2,6 +2,7 @@ package journal
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,7 +12,8 @@ import (
 
 // DropAfter durably deletes all points after seq, and segments that follow them
 // damaged. Once it returned without error they are gone even after a crash; a
-// crash on the way leaves all of them or none. It is refused while one is pinned.
+// crash on the way leaves all of them or none. It is refused while one is
+// pinned or locked.
 func (r *Replica) DropAfter(seq switchback.Sequence) error {
 	r.maintenance.Lock()
 	defer r.maintenance.Unlock()
@@ -20,10 +22,8 @@ func (r *Replica) DropAfter(seq switchback.Sequence) error {
 	if err := r.checkReadable(seq); err != nil {
 		return err
 	}
-	for _, p := range r.sortedPins() {
-		if p.Sequence > seq || p.Damaged {
-			return pinned(p, "dropping points after %d", seq)
-		}
+	if err := r.mayDrop(func(s switchback.Sequence) bool { return s > seq }, fmt.Sprintf("dropping points after %d", seq)); err != nil {
+		return err
 	}
 	if r.head().point.Sequence == seq && len(r.broken) == 0 && r.manifest.Dropping == nil {
 		return r.settle()
@@ -49,7 +49,11 @@ func (r *Replica) finishDrop() error {
 		return nil
 	}
 	seq := *r.manifest.Dropping
-	if err := r.removeSegments(func(s switchback.Sequence) bool { return s > seq }); err != nil {
+	after := func(s switchback.Sequence) bool { return s > seq }
+	if err := r.removeSegments(after); err != nil {
+		return err
+	}
+	if err := r.forgetMarks(after); err != nil {
 		return err
 	}
 	return r.update(func(m *Manifest) { m.Dropping = nil })

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"fmt"
 
 	"golang.org/x/sync/errgroup"
 
@@ -26,10 +27,17 @@ type OpenBaseFunc func(disk DiskGeometry) (BaseWriter, func() error, error)
 // Everything is read and verified before anything is written. From the first
 // write on the points before upTo are gone, also when Fold then fails or
 // crashes; it is repeated, up to the same or a newer point, until it succeeds.
-// A pin on an older point refuses it (CodeRefused); one on upTo does not,
+// A pin or lock on an older point refuses it (CodeRefused); one on upTo does not,
 // because open views of upTo read these ranges from the segment files, which
 // stay readable while open.
 func (r *Replica) Fold(ctx context.Context, upTo switchback.Sequence, open OpenBaseFunc) error {
+	return r.FoldPaced(ctx, upTo, open, 0)
+}
+
+// FoldPaced is Fold that reads and writes at most bytesPerSecond; 0 means as
+// fast as it can.
+func (r *Replica) FoldPaced(ctx context.Context, upTo switchback.Sequence, open OpenBaseFunc, bytesPerSecond int64) error {
+	ctx = withPace(ctx, bytesPerSecond)
 	r.maintenance.Lock()
 	defer r.maintenance.Unlock()
 
@@ -108,12 +116,15 @@ func (r *Replica) mayFold(upTo switchback.Sequence) error {
 	if err := r.checkReadable(upTo); err != nil {
 		return err
 	}
-	for _, p := range r.sortedPins() {
-		if p.Sequence < upTo || p.Damaged {
-			return pinned(p, "folding up to %d", upTo)
-		}
-	}
-	return nil
+	return r.mayDrop(func(s switchback.Sequence) bool { return s < upTo }, fmt.Sprintf("folding up to %d", upTo))
+}
+
+// CheckFold reports what would refuse Fold now: a pin, a lock, or a point that
+// does not exist.
+func (r *Replica) CheckFold(upTo switchback.Sequence) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.mayFold(upTo)
 }
 
 // foldDisk writes what the overlay holds to the base.
@@ -137,7 +148,7 @@ func foldDisk(ctx context.Context, g DiskGeometry, o *overlay, cache *frameCache
 			if parts[0].pos < 0 {
 				return writeBase(gctx, w, g.Name, nil, at)
 			}
-			if err := gctx.Err(); err != nil {
+			if err := pace(gctx, at.Length); err != nil {
 				return err
 			}
 			p := make([]byte, at.Length)
@@ -212,7 +223,7 @@ func (o *overlay) verify(ctx context.Context, cache *frameCache) error {
 				continue
 			}
 			seen[key] = true
-			if err := ctx.Err(); err != nil {
+			if err := pace(ctx, int64(s.index.frames[key.frame].stored)); err != nil {
 				return switchback.Errorf(switchback.CodeCancelled, "fold: %w", err)
 			}
 			entry, err := cache.get(key, s.index.frames[key.frame].rawLength())

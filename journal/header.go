@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/zeebo/blake3"
@@ -57,18 +58,54 @@ type Header struct {
 	// Seed marks a batch of the first full copy, which is written to the base
 	// (ApplySeed) and is no point.
 	Seed bool `json:"seed,omitempty"`
+	// Merged is set in a segment that has taken in the points before it
+	// (Replica.Merge); such a segment is never sent.
+	Merged *Merged `json:"merged,omitempty"`
 	// Disks are all disks of the VM at the point; SegmentWriter.Data and Zero
 	// name them by their index here. A disk that the point before has and this
 	// one has not is gone; if its name comes back, it starts as zeros.
 	Disks []DiskGeometry `json:"disks"`
 }
 
+// Merged says what a merged segment is and what it has taken in. Everything else
+// in its Header is that of the point, as it was received, Parent too.
+type Merged struct {
+	// Digest is the identity of the point: the digest of its segment as it was
+	// received, which the next segment's Parent names. The digest in the footer
+	// is that of this file.
+	Digest string `json:"digest"`
+	// Continues and ContinuesDigest name the point that the segment follows now.
+	// The points between are gone.
+	Continues       switchback.Sequence `json:"continues"`
+	ContinuesDigest string              `json:"continues_digest,omitempty"`
+	// Fresh names disks that one of the points taken in did not have: nothing
+	// that older segments or the base hold of them counts.
+	Fresh []string `json:"fresh,omitempty"`
+}
+
+// continues returns the sequence and the digest of the point that the segment follows.
+func (h *Header) continues() (switchback.Sequence, string) {
+	if h.Merged != nil {
+		return h.Merged.Continues, h.Merged.ContinuesDigest
+	}
+	return h.Sequence - 1, h.Parent
+}
+
+// fresh reports whether nothing older counts for the disk called name.
+func (h *Header) fresh(name string) bool {
+	return h.Merged != nil && slices.Contains(h.Merged.Fresh, name)
+}
+
 // Point returns the recovery point that the segment with this header and
 // summary makes.
 func (h Header) Point(s Summary) switchback.Point {
+	identity := s.Digest
+	if h.Merged != nil {
+		identity = h.Merged.Digest
+	}
 	return switchback.Point{
 		Protection: h.Protection, Sequence: h.Sequence, Epoch: h.Epoch, Kind: h.Kind, Time: h.Time,
-		Checkpoint: h.Checkpoint, Digest: s.Digest, Parent: h.Parent,
+		Checkpoint: h.Checkpoint, Digest: identity, Parent: h.Parent,
 		Resync: h.Resync, ResyncReason: h.ResyncReason,
 		ChangedBytes: s.ChangedBytes, StoredBytes: s.StoredBytes,
 	}
@@ -91,6 +128,9 @@ func (h Header) Validate() error {
 	}
 	if h.Sequence == 0 && !h.Seed {
 		return switchback.Errorf(switchback.CodeInvalid, "sequence 0 is no point")
+	}
+	if m := h.Merged; m != nil && (h.Seed || m.Digest == "" || m.Continues+1 >= h.Sequence) {
+		return switchback.Errorf(switchback.CodeInvalid, "segment %d cannot be merged with what follows point %d", h.Sequence, m.Continues)
 	}
 	return nil
 }

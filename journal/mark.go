@@ -18,7 +18,64 @@ func readMarks(dir string) (map[switchback.Sequence]switchback.Mark, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return marks, nil
 	}
-	return marks, err
+	if err != nil {
+		return nil, err
+	}
+	return marks, nil
+}
+
+// MarksDamage says why the marks cannot be read, or is nil. Points are received
+// and read all the same, but none is dropped until the file is mended or moved
+// away and the replica opened again.
+func (r *Replica) MarksDamage() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.unreadableMarks()
+}
+
+// MarksFile returns the path of the marks.
+func (r *Replica) MarksFile() string { return marksPath(r.dir) }
+
+func (r *Replica) unreadableMarks() error {
+	if r.marksDamage == nil {
+		return nil
+	}
+	return switchback.Errorf(switchback.CodeOf(r.marksDamage), "the marks of the points cannot be read: %w", r.marksDamage).
+		WithHint("nothing is dropped meanwhile, since a point may be locked; move %s away to forget all marks, then restart the agent", marksPath(r.dir))
+}
+
+// mayDrop refuses what nothing may drop: pinned and locked points, and any while
+// pins or marks cannot be read. dropped says which points go. The caller holds r.mu.
+func (r *Replica) mayDrop(dropped func(switchback.Sequence) bool, what string) error {
+	for _, p := range r.sortedPins() {
+		if dropped(p.Sequence) || p.Damaged {
+			return pinned(p, "%s", what)
+		}
+	}
+	if err := r.unreadableMarks(); err != nil {
+		return err
+	}
+	for _, p := range r.points() {
+		if r.marks[p.Sequence].Locked && dropped(p.Sequence) {
+			return switchback.Errorf(switchback.CodeRefused, "%s: point %d is locked", what, p.Sequence).WithHint("unlock it first")
+		}
+	}
+	return nil
+}
+
+// forgetMarks durably removes the marks of dropped points, whose sequences other
+// points may get. The caller holds r.mu.
+func (r *Replica) forgetMarks(dropped func(switchback.Sequence) bool) error {
+	next := maps.Clone(r.marks)
+	maps.DeleteFunc(next, func(seq switchback.Sequence, _ switchback.Mark) bool { return dropped(seq) })
+	if len(next) == len(r.marks) {
+		return nil
+	}
+	if err := writeDocument(r.fs, marksPath(r.dir), next); err != nil {
+		return err
+	}
+	r.marks = next
+	return nil
 }
 
 // SetMark durably changes the mark of a point. change may refuse by returning
@@ -28,6 +85,9 @@ func (r *Replica) SetMark(seq switchback.Sequence, change func(*switchback.Mark)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.checkReadable(seq); err != nil {
+		return err
+	}
+	if err := r.unreadableMarks(); err != nil {
 		return err
 	}
 	m := r.marks[seq]

@@ -616,7 +616,7 @@ func (w *world) checkCrash(dir string, variant int, what string) {
 	defer r.Close()
 	w.check(r, dir, what)
 	// An interrupted fold is repeated and the result is right.
-	if upTo, ok := r.PlanRetention(1000); ok {
+	if upTo := r.Manifest().Folding; upTo > 0 {
 		err := r.Fold(context.Background(), upTo, func(d DiskGeometry) (BaseWriter, func() error, error) {
 			f, err := os.OpenFile(filepath.Join(dir, d.Name+".raw"), os.O_RDWR|os.O_CREATE, 0o600)
 			if err != nil {

@@ -143,6 +143,10 @@ func newOverlay(name string, size int64, segments []*segment, inBase bool) *over
 		for _, r := range ix.zero {
 			all = append(all, candidate{r.Offset, r.End(), -1, int32(i)})
 		}
+		if segments[i].header.fresh(name) {
+			o.onBase = false
+			break
+		}
 	}
 	if !o.onBase {
 		all = append(all, candidate{0, size, -1, -1})

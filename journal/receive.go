@@ -93,6 +93,8 @@ func (r *Replica) admit(epoch switchback.Epoch, h Header) (repeated bool, err er
 		return false, switchback.Errorf(switchback.CodeInvalid, "segment of epoch %d sent in epoch %d", h.Epoch, epoch)
 	case h.Seed:
 		return false, switchback.Errorf(switchback.CodeInvalid, "a batch of the first copy is no point")
+	case h.Merged != nil:
+		return false, switchback.Errorf(switchback.CodeInvalid, "segment %d was merged, and is no more what its source sent", h.Sequence)
 	case m.Seeding:
 		return false, switchback.Errorf(switchback.CodeRefused, "replica %s is being seeded", m.Protection).WithHint("finish the first copy")
 	}

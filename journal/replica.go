@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,8 +57,10 @@ type Replica struct {
 	broken    []Damage      // segments that are there but do not continue it
 	pins      map[string]Pin
 	marks     map[switchback.Sequence]switchback.Mark
-	temps     uint64 // names temporary files
-	closed    bool
+	// marksDamage says why the marks cannot be read; nothing is dropped then.
+	marksDamage error
+	temps       uint64 // names temporary files
+	closed      bool
 }
 
 // segmentInfo is what is kept in memory of a closed segment.
@@ -178,39 +181,82 @@ func (r *Replica) load() (err error) {
 		if err := r.removeTemps(filepath.Join(r.dir, d)); err != nil {
 			return err
 		}
+		// What a killed process has renamed is read here, and may not be durable yet.
+		if err := r.fs.syncDir(filepath.Join(r.dir, d)); err != nil {
+			return fault(err, "open replica")
+		}
 	}
 	if r.pins, err = readPins(r.dir); err != nil {
 		return err
 	}
-	if r.marks, err = readMarks(r.dir); err != nil {
-		return err
-	}
+	r.marks, r.marksDamage = readMarks(r.dir)
 	if err := r.finishDrop(); err != nil {
 		return err
 	}
 	if err := r.removeFolded(); err != nil {
 		return err
 	}
+	return r.loadSegments()
+}
+
+// loadSegments finds the points. A segment that a merged one has taken in, and
+// that a crash has left, is removed.
+func (r *Replica) loadSegments() error {
 	sequences, err := listSegments(r.dir)
 	if err != nil {
 		return err
 	}
-	last := r.manifest.Base
-	for _, seq := range sequences {
-		path := segmentPath(r.dir, seq)
-		s, err := openSegment(path, seq)
-		if err != nil {
-			var d Damage
-			if !errors.As(err, &d) {
-				return fault(err, "open segment %d", seq)
+	type found struct {
+		sequence switchback.Sequence
+		segment  *segment // closed; nil when damaged
+		damage   Damage
+	}
+	var all []found
+	var after, upTo switchback.Sequence // the merged segment upTo has taken in what is between
+	removed := false
+	for _, seq := range slices.Backward(sequences) {
+		if after < seq && seq < upTo {
+			if err := r.fs.remove(segmentPath(r.dir, seq)); err != nil {
+				return fault(err, "remove segment %d", seq)
 			}
-			r.broken = append(r.broken, d)
+			removed = true
 			continue
 		}
-		s.close()
-		if len(r.broken) > 0 || seq != last.Sequence+1 || s.header.Parent != last.Digest {
-			r.broken = append(r.broken, Damage{Segment: seq, File: path,
-				Reason: fmt.Sprintf("continues %s, but the point before is %d, %s", shortDigest(s.header.Parent), last.Sequence, shortDigest(last.Digest))})
+		s, err := openSegment(segmentPath(r.dir, seq), seq)
+		if err == nil {
+			if s.header.Merged != nil {
+				// Nothing is removed for a segment that could not replace it.
+				if err = s.loadIndex(); err == nil {
+					after, upTo = s.header.Merged.Continues, seq
+				}
+				s.index = nil
+			}
+			s.close()
+		}
+		f := found{sequence: seq, segment: s}
+		if err != nil {
+			if !errors.As(err, &f.damage) {
+				return fault(err, "open segment %d", seq)
+			}
+			f.segment = nil
+		}
+		all = append(all, f)
+	}
+	if removed {
+		if err := r.fs.syncDir(filepath.Join(r.dir, segmentDir)); err != nil {
+			return fault(err, "remove segments")
+		}
+	}
+	last := r.manifest.Base
+	for _, f := range slices.Backward(all) {
+		if f.segment == nil {
+			r.broken = append(r.broken, f.damage)
+			continue
+		}
+		s := f.segment
+		if seq, digest := s.header.continues(); len(r.broken) > 0 || seq != last.Sequence || digest != last.Digest {
+			r.broken = append(r.broken, Damage{Segment: f.sequence, File: s.path,
+				Reason: fmt.Sprintf("continues %d, %s, but the point before is %d, %s", seq, shortDigest(digest), last.Sequence, shortDigest(last.Digest))})
 			continue
 		}
 		r.segments = append(r.segments, segmentInfo{s.point, s.header.Disks})
@@ -442,7 +488,11 @@ func (r *Replica) ChangedAfter(seq switchback.Sequence) (map[string]extent.Set, 
 			return nil, err
 		}
 		for i, d := range s.header.Disks {
-			out[d.Name] = out[d.Name].Union(s.index.changed(i))
+			changed := s.index.changed(i)
+			if s.header.fresh(d.Name) {
+				changed = extent.NewSet(extent.Range{Length: d.SizeBytes})
+			}
+			out[d.Name] = out[d.Name].Union(changed)
 		}
 	}
 	return out, nil
@@ -454,11 +504,26 @@ func (r *Replica) checkReadable(seq switchback.Sequence) error {
 		return switchback.Errorf(switchback.CodeRefused, "replica %s is being seeded: it has no point yet", r.manifest.Protection).
 			WithHint("wait for the first point")
 	}
+	if seq == r.manifest.Base.Sequence && r.manifest.Folding == 0 {
+		return nil
+	}
 	oldest, head := r.manifest.oldest(), r.head().point.Sequence
-	if seq < oldest || seq > head {
+	_, ok := r.findSegment(seq)
+	switch {
+	case seq < oldest || seq > head:
 		return switchback.Errorf(switchback.CodeNotFound, "replica %s has no point %d; it has %d to %d", r.manifest.Protection, seq, oldest, head)
+	case !ok:
+		return switchback.Errorf(switchback.CodeNotFound, "replica %s has no point %d any more; it was merged into a newer one", r.manifest.Protection, seq).
+			WithHint("choose one that is listed")
 	}
 	return nil
+}
+
+// findSegment returns the position of the segment seq in r.segments.
+func (r *Replica) findSegment(seq switchback.Sequence) (int, bool) {
+	return slices.BinarySearchFunc(r.segments, seq, func(s segmentInfo, seq switchback.Sequence) int {
+		return cmp.Compare(s.point.Sequence, seq)
+	})
 }
 
 // Remove deletes the replica in dir: manifest, segments, pins, not the bases.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/extent"
+	"github.com/switchback-dr/switchback/retention"
 )
 
 func wantCode(t *testing.T, what string, err error, code switchback.Code) {
@@ -135,8 +136,9 @@ func TestPins(t *testing.T) {
 	wantCode(t, "move the pin", w.r.Pin("drill-1", 3, nil), switchback.CodeConflict)
 	wantCode(t, "pin nothing", w.r.Pin("x", 9, nil), switchback.CodeNotFound)
 	wantCode(t, "bad name", w.r.Pin("../x", 2, nil), switchback.CodeInvalid)
-	if upTo, ok := w.r.PlanRetention(1); !ok || upTo != 2 {
-		t.Errorf("plan folds up to %d, %v", upTo, ok)
+	plan := w.r.PlanRetention(switchback.Retention{Newest: 1}, w.head().Time)
+	if diff := cmp.Diff([]retention.Step{{Into: 2}, {First: 3, Into: 4}}, plan.Steps); diff != "" {
+		t.Error(diff)
 	}
 	// A view of the pinned point reads right through a fold up to it.
 	v, err := OpenView(w.dir, 2)
@@ -182,29 +184,6 @@ func TestPins(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(w.dir, "vda.raw")); err != nil {
 		t.Errorf("base is gone: %v", err)
-	}
-}
-
-func TestFoldTarget(t *testing.T) {
-	var points []switchback.Point
-	for seq := range 6 {
-		points = append(points, switchback.Point{Sequence: switchback.Sequence(seq + 10)})
-	}
-	for _, c := range []struct {
-		keep int
-		pins []Pin
-		upTo switchback.Sequence
-		ok   bool
-	}{
-		{keep: 6}, {keep: 9}, {keep: 2, upTo: 14, ok: true}, {keep: 0, upTo: 15, ok: true},
-		{keep: 2, pins: []Pin{{Sequence: 12}, {Sequence: 13}}, upTo: 12, ok: true},
-		{keep: 2, pins: []Pin{{Sequence: 10}}, upTo: 10, ok: false},
-		{keep: 2, pins: []Pin{{Damaged: true}}},
-	} {
-		upTo, ok := FoldTarget(points, c.pins, c.keep)
-		if ok != c.ok || ok && upTo != c.upTo {
-			t.Errorf("%+v: %d, %v", c, upTo, ok)
-		}
 	}
 }
 

@@ -1,35 +1,51 @@
 package journal
 
-import "github.com/switchback-dr/switchback"
+import (
+	"time"
 
-// FoldTarget says up to which sequence to fold so that the newest keep points
-// stay, given all points, oldest first. It never passes a pin. ok is false when there is
-// nothing to fold.
-func FoldTarget(points []switchback.Point, pins []Pin, keep int) (upTo switchback.Sequence, ok bool) {
-	keep = max(keep, 1)
-	if len(points) <= keep {
-		return 0, false
-	}
-	upTo = points[len(points)-keep].Sequence
-	for _, p := range pins {
-		if p.Damaged {
-			return 0, false
-		}
-		upTo = min(upTo, p.Sequence)
-	}
-	return upTo, upTo > points[0].Sequence
-}
+	"github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/retention"
+)
 
-// PlanRetention is FoldTarget for this replica. While retention is frozen there
-// is nothing to fold, except to complete a fold that was interrupted.
-func (r *Replica) PlanRetention(keep int) (upTo switchback.Sequence, ok bool) {
+// PlanRetention plans by policy what is to be folded and merged now. A fold that
+// was interrupted comes first, and is all while retention is frozen. While a pin
+// or the marks cannot be read nothing is dropped.
+func (r *Replica) PlanRetention(policy switchback.Retention, now time.Time) retention.Plan {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.manifest.RetentionFrozen {
-		upTo, ok = FoldTarget(r.points(), r.sortedPins(), keep)
+	var plan retention.Plan
+	readable := r.marksDamage == nil
+	pinned := map[switchback.Sequence]bool{}
+	for _, p := range r.pins {
+		readable = readable && !p.Damaged
+		pinned[p.Sequence] = true
 	}
-	if f := r.manifest.Folding; f > 0 && (!ok || upTo < f) {
-		return f, true
+	if readable && !r.manifest.Seeding {
+		var points []retention.Point
+		for _, p := range r.points() {
+			x := retention.Point{MarkedPoint: switchback.MarkedPoint{Point: p, Mark: r.marks[p.Sequence]}, Pinned: pinned[p.Sequence]}
+			if p.Sequence != r.manifest.Base.Sequence {
+				x.Bytes = p.StoredBytes
+			}
+			points = append(points, x)
+		}
+		plan = retention.Make(policy, points, now)
 	}
-	return upTo, ok
+	if r.manifest.RetentionFrozen || !readable {
+		plan.Steps = nil
+	}
+	if f := r.manifest.Folding; f > 0 && (len(plan.Steps) == 0 || !plan.Steps[0].Fold() || plan.Steps[0].Into < f) {
+		plan.Steps = append([]retention.Step{{Into: f}}, plan.Steps...)
+	}
+	return plan
+}
+
+// JournalBytes is the size of all segments of the points.
+func (r *Replica) JournalBytes() (n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.segments {
+		n += s.point.StoredBytes
+	}
+	return n
 }

@@ -179,12 +179,18 @@ func (s *segment) loadIndex() error {
 
 // load reads frame n into raw, whose length is that of the frame, and verifies it.
 func (s *segment) load(n uint32, raw []byte) error {
-	f := &s.index.frames[n]
 	stored := storedPool.Get().(*[maxFrame]byte)
 	defer storedPool.Put(stored)
-	err := s.readAt(stored[:f.stored], f.offset)
+	return s.loadStored(n, raw, stored[:s.index.frames[n].stored])
+}
+
+// loadStored is load that also leaves the frame's stored bytes in stored, whose
+// length is theirs.
+func (s *segment) loadStored(n uint32, raw, stored []byte) error {
+	f := &s.index.frames[n]
+	err := s.readAt(stored, f.offset)
 	if err == nil {
-		err = decompress(raw, stored[:f.stored], f.codec)
+		err = decompress(raw, stored, f.codec)
 	}
 	if err != nil {
 		return s.frameDamage(n, err.Error())

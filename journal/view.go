@@ -2,8 +2,10 @@ package journal
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/switchback-dr/switchback"
 )
@@ -47,8 +49,8 @@ func (o ViewOptions) Open(dir string, seq switchback.Sequence) (*View, error) {
 	}
 	for attempt := 0; ; attempt++ {
 		m, segments, err := openPoint(dir, seq)
-		if errors.Is(err, os.ErrNotExist) && switchback.CodeOf(err) == switchback.CodeInternal && attempt < 10 {
-			continue // folded between reading the manifest and opening the segment
+		if errors.Is(err, errMoved) && attempt < 100 {
+			continue
 		}
 		if err != nil {
 			return nil, fault(err, "open point %d of replica %s", seq, dir)
@@ -91,8 +93,13 @@ func openPoint(dir string, seq switchback.Sequence) (Manifest, []*segment, error
 	return m, segments, err
 }
 
-// openSegments opens the segments after base up to seq, with their indexes,
-// and verifies that they are one chain.
+// errMoved says that a fold, merge or drop came between two reads of a replica's
+// directory: reading it anew succeeds.
+var errMoved = errors.New("the replica has changed meanwhile")
+
+// openSegments opens the segments that lead from base to the point seq, with
+// their indexes, oldest first. It follows the chain from the newest, so that
+// points that were merged away need not be known.
 func openSegments(dir string, base switchback.Point, seq switchback.Sequence) (out []*segment, err error) {
 	defer func() {
 		if err != nil {
@@ -102,36 +109,73 @@ func openSegments(dir string, base switchback.Point, seq switchback.Sequence) (o
 			out = nil
 		}
 	}()
-	if seq > base.Sequence {
-		// The newest first: it tells a point that never was from one just folded.
-		if _, err := os.Stat(segmentPath(dir, seq)); errors.Is(err, os.ErrNotExist) {
-			if m, err := readManifest(dir); err == nil && m.Base.Sequence < seq {
-				return nil, switchback.Errorf(switchback.CodeNotFound, "replica %s has no point %d", m.Protection, seq)
-			}
-		}
-	}
-	parent := base.Digest
-	for n := base.Sequence + 1; n <= seq; n++ {
+	n, want := seq, "" // the digest that the segment n must have
+	for n > base.Sequence {
 		s, err := openSegment(segmentPath(dir, n), n)
 		if errors.Is(err, os.ErrNotExist) {
-			// Folded meanwhile, or lost?
-			if m, e := readManifest(dir); e == nil && m.Base.Sequence < n && m.Dropping == nil {
-				return out, Damage{Segment: n, File: segmentPath(dir, n), Reason: "the file is missing"}.corrupt()
-			}
+			return out, missingSegment(dir, base, out, n)
 		}
 		if err != nil {
 			return out, err
 		}
 		out = append(out, s)
-		if s.header.Parent != parent {
-			return out, Damage{Segment: n, File: s.path, Reason: "it does not continue the segment before"}.corrupt()
+		if n != seq && s.point.Digest != want {
+			if moved(dir, base, out[:len(out)-1]) {
+				return out, errMoved
+			}
+			return out, out[len(out)-2].misplaced(n)
 		}
 		if err := s.loadIndex(); err != nil {
 			return out, err
 		}
-		parent = s.point.Digest
+		n, want = s.header.continues()
 	}
+	if last := len(out) - 1; last >= 0 && (n != base.Sequence || want != base.Digest) {
+		if moved(dir, base, out) {
+			return out, errMoved
+		}
+		return out, out[last].misplaced(base.Sequence)
+	}
+	slices.Reverse(out)
 	return out, nil
+}
+
+func (s *segment) misplaced(before switchback.Sequence) error {
+	return Damage{Segment: s.header.Sequence, File: s.path,
+		Reason: fmt.Sprintf("it does not continue what is before it: point %d", before)}.corrupt()
+}
+
+// moved reports whether the base, or the segments that are open, newest first,
+// are no longer those of the directory.
+func moved(dir string, base switchback.Point, open []*segment) bool {
+	m, err := readManifest(dir)
+	if err != nil || m.Base.Sequence != base.Sequence {
+		return err == nil
+	}
+	for _, s := range open {
+		mine, e1 := s.file.Stat()
+		now, e2 := os.Stat(s.path)
+		if e1 != nil || e2 != nil || !os.SameFile(mine, now) {
+			return true
+		}
+	}
+	return false
+}
+
+// missingSegment says why the segment n, which the last one open continues, is
+// not there.
+func missingSegment(dir string, base switchback.Point, open []*segment, n switchback.Sequence) error {
+	m, err := readManifest(dir)
+	if err != nil {
+		return err
+	}
+	switch {
+	case moved(dir, base, open):
+		return errMoved
+	case len(open) == 0:
+		return switchback.Errorf(switchback.CodeNotFound, "replica %s has no point %d", m.Protection, n)
+	}
+	return Damage{Segment: n, File: segmentPath(dir, n), Reason: "the file is missing"}.corrupt()
 }
 
 // Point returns the point; for sequence 0 only Protection and Epoch are set.

@@ -24,7 +24,7 @@ func (c *cli) vmCommand() *cobra.Command {
 	policy := switchback.DefaultPolicy()
 	policyFlags := func(cmd *cobra.Command) {
 		cmd.Flags().DurationVar(&policy.Interval, "interval", policy.Interval, "time between recovery points, from 1s")
-		cmd.Flags().IntVar(&policy.KeepPoints, "keep", policy.KeepPoints, "how many of the newest points are kept")
+		retentionFlags(cmd, &policy)
 		cmd.Flags().StringVar(&policy.Compression, "compression", policy.Compression, "auto, none, s2 or zstd")
 	}
 	protect := c.vmOperation(recovery.Protect, "protect VM", "Replicate a VM to another site", func(req *api.OperationRequest, _ *cobra.Command) {
@@ -50,9 +50,7 @@ func (c *cli) vmCommand() *cobra.Command {
 		if !cmd.Flags().Changed("interval") {
 			policy.Interval = v.Policy.Interval
 		}
-		if !cmd.Flags().Changed("keep") {
-			policy.KeepPoints = v.Policy.KeepPoints
-		}
+		keepUnnamed(cmd, &policy, v.Policy)
 		if !cmd.Flags().Changed("compression") {
 			policy.Compression = v.Policy.Compression
 		}
@@ -231,7 +229,8 @@ func printVM(w io.Writer, v api.VM) {
 	line("phase", "%s", v.Phase)
 	line("active at", "%s, epoch %d (home is %s)", v.Source, v.Epoch, v.Home)
 	line("other site", "%s", v.Target)
-	line("policy", "a point every %s, %d kept, compression %s", v.Policy.Interval, v.Policy.KeepPoints, v.Policy.Compression)
+	line("policy", "a point every %s, compression %s", v.Policy.Interval, v.Policy.Compression)
+	line("retention", "%s", retentionText(v.Policy.EffectiveRetention()))
 	for _, d := range v.Disks {
 		line("disk", "%s, %s", d.Name, bytesText(d.SizeBytes))
 	}
@@ -259,7 +258,7 @@ func printVM(w io.Writer, v api.VM) {
 			continue
 		}
 		if t.Replica != nil {
-			line("replica", "%d points, journal %s, %s free there", t.Replica.Points, bytesText(t.Replica.JournalBytes), bytesText(t.Replica.FreeBytes))
+			line("replica", "%d points%s, journal %s, %s free there", t.Replica.Points, oldestText(t.Replica.Oldest), bytesText(t.Replica.JournalBytes), bytesText(t.Replica.FreeBytes))
 		}
 		for _, s := range t.Snapshots {
 			line("snapshot", "%s: %s set aside (%s)", s.Name, bytesText(s.SizeBytes), ago(s.Time))
