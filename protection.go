@@ -29,6 +29,8 @@ type Protection struct {
 	Paused bool `json:"paused,omitempty"`
 	// Operation is the one that currently works on this VM, if any.
 	Operation OperationID `json:"operation,omitempty"`
+	// Ended is the one that ended last: it does not become Operation again.
+	Ended OperationID `json:"ended,omitempty"`
 	// Switch says what a failover in progress or uncommitted rests on.
 	Switch *Switch `json:"switch,omitempty"`
 	// Seeds are disk files that a commit left behind as seed of the next

@@ -110,6 +110,7 @@ func summarise(r *operation.Run, f func(*api.Summary)) error {
 func (s *Server) end(ctx context.Context, r *operation.Run, final operation.State) error {
 	rec := r.Record()
 	_, err := s.update(ctx, r.Protection(), func(p *switchback.Protection) error {
+		p.Ended = rec.ID
 		if final == operation.StateFailed {
 			p.Operation = rec.ID // kept: it can be retried
 		} else {

@@ -144,7 +144,7 @@ func (s *Server) submit(ctx context.Context, who string, p switchback.Protection
 	}
 	_, err = s.update(ctx, p.ID, func(x *switchback.Protection) error {
 		// The operation may have ended already and said so.
-		if cur, gerr := s.runner.Get(ctx, rec.ID); gerr == nil && !cur.State.Finished() {
+		if x.Ended != rec.ID {
 			x.Operation = rec.ID
 		}
 		return nil
