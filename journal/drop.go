@@ -80,13 +80,25 @@ func (r *Replica) removeSegments(which func(switchback.Sequence) bool) error {
 		if !which(seq) {
 			continue
 		}
-		if err := r.fs.remove(segmentPath(r.dir, seq)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fault(err, "remove segment %d", seq)
+		if err := r.removeSegment(seq); err != nil {
+			return err
 		}
 		removed = true
 	}
 	if removed {
 		return fault(r.fs.syncDir(filepath.Join(r.dir, segmentDir)), "remove segments")
+	}
+	return nil
+}
+
+// removeSegment deletes a segment's file and makes its reference garbage. The
+// caller syncs the directory.
+func (r *Replica) removeSegment(seq switchback.Sequence) error {
+	if err := r.discardReference(seq); err != nil {
+		return err
+	}
+	if err := r.fs.remove(segmentPath(r.dir, seq)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fault(err, "remove segment %d", seq)
 	}
 	return nil
 }

@@ -44,6 +44,7 @@ func (r *Replica) FoldPaced(ctx context.Context, upTo switchback.Sequence, open 
 	r.mu.Lock()
 	err := r.mayFold(upTo)
 	m := r.manifest.clone()
+	st := r.storage
 	done := err == nil && upTo == m.Base.Sequence
 	if done {
 		err = r.removeFolded() // what a failed attempt left
@@ -53,7 +54,7 @@ func (r *Replica) FoldPaced(ctx context.Context, upTo switchback.Sequence, open 
 		return err
 	}
 
-	segments, err := openSegments(r.dir, m.Base, upTo)
+	segments, err := st.openSegments(m.Base, upTo)
 	if err != nil {
 		return fault(err, "fold up to %d", upTo)
 	}

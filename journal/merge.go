@@ -1,7 +1,6 @@
 package journal
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"fmt"
@@ -42,12 +41,13 @@ func (r *Replica) Merge(ctx context.Context, first, into switchback.Sequence, by
 	}
 	r.temps++
 	temp := filepath.Join(r.dir, segmentDir, fmt.Sprintf("%016d-%d%s", into, r.temps, tempSuffix))
+	st := r.storage
 	r.mu.Unlock()
 	if err != nil {
 		return err
 	}
 
-	segments, err := openSegments(r.dir, before, into)
+	segments, err := st.openSegments(before, into)
 	if err != nil {
 		return fault(err, "merge points %d to %d", first, into)
 	}
@@ -81,6 +81,9 @@ func (r *Replica) Merge(ctx context.Context, first, into switchback.Sequence, by
 	r.segments = slices.Delete(r.segments, from, to)
 	if err := r.fs.syncDir(filepath.Dir(path)); err != nil {
 		return fault(err, "merge points %d to %d", first, into)
+	}
+	if err := r.discardReference(into); err != nil { // of what it was before
+		return err
 	}
 	gone := func(seq switchback.Sequence) bool { return before.Sequence < seq && seq < into }
 	if err := r.removeSegments(gone); err != nil {
@@ -130,18 +133,12 @@ func (r *Replica) writeMerged(ctx context.Context, temp string, segments []*segm
 	if err != nil {
 		return none, fault(err, "merge into point %d", h.Sequence)
 	}
-	out := bufio.NewWriterSize(&reserveWriter{r: r, f: f}, 512<<10)
-	w := &mergeWriter{ctx: ctx, out: out, offset: int64(len(head)), ix: index{disks: make([]diskIndex, len(h.Disks))}}
-	foot, err := w.write(head, h.Disks, overlays)
-	if err == nil {
-		err = out.Flush()
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
+	var foot footer
+	err = r.writeSegment(f, h.Sequence, func(out io.Writer) error {
+		w := &mergeWriter{ctx: ctx, out: out, offset: int64(len(head)), ix: index{disks: make([]diskIndex, len(h.Disks))}}
+		foot, err = w.write(head, h.Disks, overlays)
+		return err
+	})
 	if err != nil {
 		return none, fault(err, "merge into point %d", h.Sequence)
 	}

@@ -141,9 +141,29 @@ func (r *Replica) store(ctx context.Context, s *segmentStream, temp string) (foo
 	if err != nil {
 		return footer{}, 0, fault(err, "store segment %d", seq)
 	}
-	out := &reserveWriter{r: r, f: f}
-	buffered := bufio.NewWriterSize(out, 512<<10)
-	_, foot, size, err := s.copyTo(ctx, buffered)
+	var foot footer
+	var size int64
+	err = r.writeSegment(f, seq, func(w io.Writer) error {
+		_, foot, size, err = s.copyTo(ctx, w)
+		return err
+	})
+	return foot, size, fault(err, "store segment %d", seq)
+}
+
+// writeSegment has content written to f, sealed if so configured, makes it
+// durable and closes f.
+func (r *Replica) writeSegment(f file, seq switchback.Sequence, content func(io.Writer) error) error {
+	r.mu.Lock()
+	st := r.storage
+	r.mu.Unlock()
+	buffered := bufio.NewWriterSize(&reserveWriter{r: r, f: f}, 512<<10)
+	out, end, err := st.sealer(buffered, seq)
+	if err == nil {
+		err = content(out)
+	}
+	if err == nil {
+		err = end()
+	}
 	if err == nil {
 		err = buffered.Flush()
 	}
@@ -153,7 +173,7 @@ func (r *Replica) store(ctx context.Context, s *segmentStream, temp string) (foo
 	if e := f.Close(); err == nil {
 		err = e
 	}
-	return foot, size, fault(err, "store segment %d", seq)
+	return err
 }
 
 // reserveWriter refuses to fill the file system beyond the reserve.

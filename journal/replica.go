@@ -3,6 +3,7 @@ package journal
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,6 +57,7 @@ type Replica struct {
 	segments  []segmentInfo // continue the base, ascending
 	broken    []Damage      // segments that are there but do not continue it
 	pins      map[string]Pin
+	storage   *storage // replaced, never changed
 	marks     map[switchback.Sequence]switchback.Mark
 	// marksDamage says why the marks cannot be read; nothing is dropped then.
 	marksDamage error
@@ -108,7 +110,7 @@ func (o Options) Create(dir string, spec Spec) (*Replica, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Replica{dir: dir, opts: o, fs: o.fs, lock: lock, pins: map[string]Pin{}, marks: map[switchback.Sequence]switchback.Mark{}}
+	r := &Replica{dir: dir, opts: o, fs: o.fs, lock: lock, pins: map[string]Pin{}, storage: &storage{dir: dir, protection: spec.Protection}, marks: map[switchback.Sequence]switchback.Mark{}}
 	r.manifest = Manifest{Spec: spec, Seeding: !spec.BaseIsOriginal}
 	r.manifest.Base = switchback.Point{Protection: spec.Protection, Epoch: spec.Epoch}
 	err = writeDocument(r.fs, manifestPath(dir), r.manifest)
@@ -189,6 +191,9 @@ func (r *Replica) load() (err error) {
 	if r.pins, err = readPins(r.dir); err != nil {
 		return err
 	}
+	if r.storage, err = openStorage(r.dir, r.manifest.Protection); err != nil {
+		return err
+	}
 	r.marks, r.marksDamage = readMarks(r.dir)
 	if err := r.finishDrop(); err != nil {
 		return err
@@ -216,13 +221,13 @@ func (r *Replica) loadSegments() error {
 	removed := false
 	for _, seq := range slices.Backward(sequences) {
 		if after < seq && seq < upTo {
-			if err := r.fs.remove(segmentPath(r.dir, seq)); err != nil {
-				return fault(err, "remove segment %d", seq)
+			if err := r.removeSegment(seq); err != nil {
+				return err
 			}
 			removed = true
 			continue
 		}
-		s, err := openSegment(segmentPath(r.dir, seq), seq)
+		s, err := r.storage.openSegment(seq)
 		if err == nil {
 			if s.header.Merged != nil {
 				// Nothing is removed for a segment that could not replace it.
@@ -230,6 +235,9 @@ func (r *Replica) loadSegments() error {
 					after, upTo = s.header.Merged.Continues, seq
 				}
 				s.index = nil
+			}
+			if err == nil {
+				err = r.settleReference(s)
 			}
 			s.close()
 		}
@@ -265,7 +273,8 @@ func (r *Replica) loadSegments() error {
 	return nil
 }
 
-// listSegments returns the sequences of the segment files in dir, ascending.
+// listSegments returns the sequences of the segments in dir, ascending, be they
+// files or references.
 func listSegments(dir string) ([]switchback.Sequence, error) {
 	entries, err := os.ReadDir(filepath.Join(dir, segmentDir))
 	if err != nil {
@@ -278,7 +287,7 @@ func listSegments(dir string) ([]switchback.Sequence, error) {
 		}
 	}
 	slices.Sort(out)
-	return out, nil
+	return slices.Compact(out), nil
 }
 
 func (r *Replica) removeTemps(dir string) error {
@@ -478,7 +487,7 @@ func (r *Replica) ChangedAfter(seq switchback.Sequence) (map[string]extent.Set, 
 		if info.point.Sequence <= seq {
 			continue
 		}
-		s, err := openSegment(segmentPath(r.dir, info.point.Sequence), info.point.Sequence)
+		s, err := r.storage.openSegment(info.point.Sequence)
 		if err != nil {
 			return nil, fault(err, "open segment %d", info.point.Sequence)
 		}
@@ -538,6 +547,10 @@ func Remove(dir string) error {
 		return err
 	}
 	defer lock.Close()
+	st, err := openStorage(dir, "")
+	if err != nil {
+		return err
+	}
 	pins, err := readPins(dir)
 	if err != nil {
 		return err
@@ -545,6 +558,9 @@ func Remove(dir string) error {
 	for _, p := range pins {
 		return switchback.Errorf(switchback.CodeRefused, "replica %s is pinned at point %d by %s", dir, p.Sequence, p.Name).
 			WithHint("end what uses it first")
+	}
+	if err := removeObjects(context.Background(), st); err != nil {
+		return err
 	}
 	// The manifest goes first, so that a crash leaves no half of a replica.
 	fs := osFileSystem{}
@@ -554,7 +570,7 @@ func Remove(dir string) error {
 	} else if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
-	for _, name := range []string{segmentDir, pinDir, "manifest.json.tmp", "lock"} {
+	for _, name := range []string{segmentDir, pinDir, "marks.json", "storage.json", "manifest.json.tmp", "lock"} {
 		if err == nil {
 			err = os.RemoveAll(filepath.Join(dir, name))
 		}

@@ -58,9 +58,12 @@ func segmentPath(dir string, seq switchback.Sequence) string {
 	return filepath.Join(dir, segmentDir, fmt.Sprintf("%016d%s", seq, segmentSuffix))
 }
 
-// segmentSequence returns the sequence in a segment's file name.
+// segmentSequence returns the sequence in the name of a segment's file or reference.
 func segmentSequence(name string) (switchback.Sequence, bool) {
 	base, ok := strings.CutSuffix(name, segmentSuffix)
+	if !ok {
+		base, ok = strings.CutSuffix(name, referenceSuffix)
+	}
 	if !ok || len(base) < 16 {
 		return 0, false
 	}
@@ -72,7 +75,8 @@ func segmentSequence(name string) (switchback.Sequence, bool) {
 // the file is removed.
 type segment struct {
 	path   string
-	file   *os.File
+	file   segmentFile
+	id     os.FileInfo // tells this state of the segment from a later one
 	head   []byte
 	header Header
 	foot   footer
@@ -81,52 +85,74 @@ type segment struct {
 	index  *index // nil until loadIndex
 }
 
-// openSegment opens a segment and reads header and footer, not the index.
-func openSegment(path string, seq switchback.Sequence) (*segment, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	s := &segment{path: path, file: f}
-	if err := s.readEnds(seq); err != nil {
-		f.Close()
-		if switchback.CodeOf(err) == switchback.CodeCorrupt {
-			return nil, Damage{Segment: seq, File: path, Reason: err.Error()}.corrupt()
+// openSegment opens a segment, wherever it is, and reads header and footer, not
+// the index.
+func (st *storage) openSegment(seq switchback.Sequence) (*segment, error) {
+	path := segmentPath(st.dir, seq)
+	f, ends, id, err := st.openFile(seq)
+	s := &segment{path: path, file: f, id: id}
+	if err == nil {
+		s.size = f.Size()
+		if ends == nil {
+			ends, err = s.readEnds()
 		}
+		if err == nil {
+			err = s.decodeEnds(seq, ends)
+		}
+		if err != nil {
+			f.Close()
+		}
+	}
+	if switchback.CodeOf(err) == switchback.CodeCorrupt {
+		return nil, Damage{Segment: seq, File: path, Reason: err.Error()}.corrupt()
+	}
+	if err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *segment) readEnds(seq switchback.Sequence) error {
-	st, err := s.file.Stat()
-	if err != nil {
-		return err
-	}
-	s.size = st.Size()
+// readEnds reads header and footer.
+func (s *segment) readEnds() (*segmentEnds, error) {
 	fixed := make([]byte, headerFixed)
 	if err := s.readAt(fixed, 0); err != nil {
-		return err
+		return nil, err
 	}
 	n, err := headerLength(fixed)
 	if err != nil {
+		return nil, err
+	}
+	ends := &segmentEnds{Head: make([]byte, n), Foot: make([]byte, footerSize), Size: s.size}
+	if err := s.readAt(ends.Head, 0); err != nil {
+		return nil, err
+	}
+	return ends, s.readAt(ends.Foot, s.size-footerSize)
+}
+
+// ends are the header and footer as they are stored.
+func (s *segment) ends() segmentEnds {
+	return segmentEnds{Head: s.head, Foot: s.foot.encode(), Size: s.size}
+}
+
+func (s *segment) decodeEnds(seq switchback.Sequence, ends *segmentEnds) (err error) {
+	if len(ends.Head) < headerFixed+sumSize {
+		return corrupt("segment header of %d bytes", len(ends.Head))
+	}
+	n, err := headerLength(ends.Head)
+	if err != nil {
 		return err
 	}
-	s.head = make([]byte, n)
-	if err := s.readAt(s.head, 0); err != nil {
-		return err
+	if n != len(ends.Head) {
+		return corrupt("segment header of %d bytes claims %d", len(ends.Head), n)
 	}
+	s.head = ends.Head
 	if s.header, err = decodeHeader(s.head); err != nil {
 		return err
 	}
 	if s.header.Sequence != seq || s.header.Seed {
 		return corrupt("the file holds segment %d", s.header.Sequence)
 	}
-	end := make([]byte, footerSize)
-	if err := s.readAt(end, s.size-footerSize); err != nil {
-		return err
-	}
-	if s.foot, err = decodeFooter(end, s.size); err != nil {
+	if s.foot, err = decodeFooter(ends.Foot, s.size); err != nil {
 		return err
 	}
 	if s.foot.indexOffset < int64(len(s.head)) {
@@ -144,6 +170,9 @@ func (s *segment) readAt(b []byte, off int64) error {
 	n, err := s.file.ReadAt(b, off)
 	if n == len(b) {
 		return nil
+	}
+	if unreachable(err) || switchback.CodeOf(err) == switchback.CodeCorrupt {
+		return err
 	}
 	return corrupt("read %d bytes at %d: %w", len(b), off, err)
 }
@@ -171,6 +200,9 @@ func (s *segment) loadIndex() error {
 		s.index = ix
 		return nil
 	}()
+	if unreachable(err) {
+		return err
+	}
 	if err != nil {
 		return Damage{Segment: s.header.Sequence, File: s.path, Reason: err.Error()}.corrupt()
 	}
@@ -191,6 +223,9 @@ func (s *segment) loadStored(n uint32, raw, stored []byte) error {
 	err := s.readAt(stored, f.offset)
 	if err == nil {
 		err = decompress(raw, stored, f.codec)
+	}
+	if unreachable(err) {
+		return err
 	}
 	if err != nil {
 		return s.frameDamage(n, err.Error())

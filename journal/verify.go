@@ -48,7 +48,7 @@ func (r *Replica) verifySegment(ctx context.Context, p switchback.Point) (damage
 		damages = append(damages, d)
 		return nil
 	}
-	s, err := openSegment(path, p.Sequence)
+	s, err := r.storage.openSegment(p.Sequence)
 	if errors.Is(err, os.ErrNotExist) {
 		r.mu.Lock()
 		defer r.mu.Unlock()

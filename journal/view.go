@@ -89,7 +89,11 @@ func openPoint(dir string, seq switchback.Sequence) (Manifest, []*segment, error
 		return m, nil, switchback.Errorf(switchback.CodeNotFound, "replica %s has no point %d any more", m.Protection, seq).
 			WithHint("the oldest is %d", m.oldest())
 	}
-	segments, err := openSegments(dir, m.Base, seq)
+	st, err := openStorage(dir, m.Protection)
+	if err != nil {
+		return m, nil, err
+	}
+	segments, err := st.openSegments(m.Base, seq)
 	return m, segments, err
 }
 
@@ -100,7 +104,7 @@ var errMoved = errors.New("the replica has changed meanwhile")
 // openSegments opens the segments that lead from base to the point seq, with
 // their indexes, oldest first. It follows the chain from the newest, so that
 // points that were merged away need not be known.
-func openSegments(dir string, base switchback.Point, seq switchback.Sequence) (out []*segment, err error) {
+func (st *storage) openSegments(base switchback.Point, seq switchback.Sequence) (out []*segment, err error) {
 	defer func() {
 		if err != nil {
 			for _, s := range out {
@@ -111,16 +115,16 @@ func openSegments(dir string, base switchback.Point, seq switchback.Sequence) (o
 	}()
 	n, want := seq, "" // the digest that the segment n must have
 	for n > base.Sequence {
-		s, err := openSegment(segmentPath(dir, n), n)
+		s, err := st.openSegment(n)
 		if errors.Is(err, os.ErrNotExist) {
-			return out, missingSegment(dir, base, out, n)
+			return out, st.missingSegment(base, out, n)
 		}
 		if err != nil {
 			return out, err
 		}
 		out = append(out, s)
 		if n != seq && s.point.Digest != want {
-			if moved(dir, base, out[:len(out)-1]) {
+			if st.moved(base, out[:len(out)-1]) {
 				return out, errMoved
 			}
 			return out, out[len(out)-2].misplaced(n)
@@ -131,7 +135,7 @@ func openSegments(dir string, base switchback.Point, seq switchback.Sequence) (o
 		n, want = s.header.continues()
 	}
 	if last := len(out) - 1; last >= 0 && (n != base.Sequence || want != base.Digest) {
-		if moved(dir, base, out) {
+		if st.moved(base, out) {
 			return out, errMoved
 		}
 		return out, out[last].misplaced(base.Sequence)
@@ -147,15 +151,13 @@ func (s *segment) misplaced(before switchback.Sequence) error {
 
 // moved reports whether the base, or the segments that are open, newest first,
 // are no longer those of the directory.
-func moved(dir string, base switchback.Point, open []*segment) bool {
-	m, err := readManifest(dir)
+func (st *storage) moved(base switchback.Point, open []*segment) bool {
+	m, err := readManifest(st.dir)
 	if err != nil || m.Base.Sequence != base.Sequence {
 		return err == nil
 	}
 	for _, s := range open {
-		mine, e1 := s.file.Stat()
-		now, e2 := os.Stat(s.path)
-		if e1 != nil || e2 != nil || !os.SameFile(mine, now) {
+		if now := st.state(s.header.Sequence); now == nil || !os.SameFile(s.id, now) {
 			return true
 		}
 	}
@@ -164,18 +166,18 @@ func moved(dir string, base switchback.Point, open []*segment) bool {
 
 // missingSegment says why the segment n, which the last one open continues, is
 // not there.
-func missingSegment(dir string, base switchback.Point, open []*segment, n switchback.Sequence) error {
-	m, err := readManifest(dir)
+func (st *storage) missingSegment(base switchback.Point, open []*segment, n switchback.Sequence) error {
+	m, err := readManifest(st.dir)
 	if err != nil {
 		return err
 	}
 	switch {
-	case moved(dir, base, open):
+	case st.moved(base, open):
 		return errMoved
 	case len(open) == 0:
 		return switchback.Errorf(switchback.CodeNotFound, "replica %s has no point %d", m.Protection, n)
 	}
-	return Damage{Segment: n, File: segmentPath(dir, n), Reason: "the file is missing"}.corrupt()
+	return Damage{Segment: n, File: segmentPath(st.dir, n), Reason: "the file is missing"}.corrupt()
 }
 
 // Point returns the point; for sequence 0 only Protection and Epoch are set.

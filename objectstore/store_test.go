@@ -1,4 +1,4 @@
-package objectstore
+package objectstore_test
 
 import (
 	"bytes"
@@ -13,6 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/objectstore"
+	"github.com/switchback-dr/switchback/objectstore/s3test"
 )
 
 func random(n int) []byte {
@@ -21,7 +23,7 @@ func random(n int) []byte {
 	return b
 }
 
-func put(t *testing.T, s *Store, key string, content []byte) error {
+func put(t *testing.T, s *objectstore.Store, key string, content []byte) error {
 	t.Helper()
 	return s.Put(t.Context(), key, bytes.NewReader(content), int64(len(content)))
 }
@@ -34,9 +36,17 @@ func want(t *testing.T, what string, err error, code switchback.Code) {
 }
 
 func TestStore(t *testing.T) {
-	srv := startServer(t)
-	s := srv.open("points", "site-b/p-1", true)
-	other := srv.open("points", "site-b/p-10", true)
+	srv := s3test.Start(t)
+	srv.MakeBucket("points", true)
+	srv.MakeBucket("plain", false)
+	open := func(bucket, prefix string) *objectstore.Store {
+		s, err := objectstore.Open(srv.Config(bucket, prefix))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s, other := open("points", "site-b/p-1"), open("points", "site-b/p-10")
 	f, err := s.Check(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -46,7 +56,7 @@ func TestStore(t *testing.T) {
 	}
 
 	t.Run("PutAndRead", func(t *testing.T) {
-		for _, size := range []int{0, 1, blockSize, 3*blockSize + 5, 70 << 20} {
+		for _, size := range []int{0, 1, (256 << 10), 3*(256<<10) + 5, 70 << 20} {
 			content := random(size)
 			key := "segments/" + string(rune('a'+size%7))
 			if err := put(t, s, key, content); err != nil {
@@ -109,7 +119,7 @@ func TestStore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff([]Info{{"segments/1", 10}, {"segments/2", 10}}, list); d != "" {
+		if d := cmp.Diff([]objectstore.Info{{"segments/1", 10}, {"segments/2", 10}}, list); d != "" {
 			t.Error(d)
 		}
 		for range 2 {
@@ -141,7 +151,7 @@ func TestStore(t *testing.T) {
 	})
 
 	t.Run("WithoutLock", func(t *testing.T) {
-		plain := srv.open("plain", "", false)
+		plain := open("plain", "")
 		f, err := plain.Check(t.Context())
 		if err != nil || f.Holds {
 			t.Errorf("features %+v, %v", f, err)
@@ -153,22 +163,19 @@ func TestStore(t *testing.T) {
 	})
 
 	t.Run("NoBucket", func(t *testing.T) {
-		none, err := Open(srv.config("missing", ""))
-		if err != nil {
-			t.Fatal(err)
-		}
+		none := open("missing", "")
 		_, err = none.Check(t.Context())
 		want(t, "check", err, switchback.CodeNotFound)
 		want(t, "put", put(t, none, "a", nil), switchback.CodeNotFound)
 	})
 
 	t.Run("WrongSecret", func(t *testing.T) {
-		cfg := srv.config("points", "")
-		cfg.CredentialsFile = filepath.Join(srv.dir, "wrong")
+		cfg := srv.Config("points", "")
+		cfg.CredentialsFile = filepath.Join(srv.Dir(), "wrong")
 		if err := os.WriteFile(cfg.CredentialsFile, []byte(`{"access_key": "test", "secret_key": "no"}`), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		thief, err := Open(cfg)
+		thief, err := objectstore.Open(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -176,7 +183,7 @@ func TestStore(t *testing.T) {
 	})
 
 	t.Run("Down", func(t *testing.T) {
-		content := random(blockSize + 1)
+		content := random((256 << 10) + 1)
 		if err := put(t, s, "far", content); err != nil {
 			t.Fatal(err)
 		}
@@ -188,15 +195,15 @@ func TestStore(t *testing.T) {
 		if _, err := o.ReadAt(p, 0); err != nil {
 			t.Fatal(err)
 		}
-		srv.stop()
+		srv.Stop()
 		if _, err := o.ReadAt(p, 5); err != nil {
 			t.Errorf("what is cached: %v", err)
 		}
-		_, err = o.ReadAt(p[:1], blockSize)
+		_, err = o.ReadAt(p[:1], (256 << 10))
 		want(t, "read", err, switchback.CodeUnavailable)
 		want(t, "put", put(t, s, "new", content), switchback.CodeUnavailable)
-		srv.start()
-		if _, err := o.ReadAt(p[:1], blockSize); err != nil || p[0] != content[blockSize] {
+		srv.Start()
+		if _, err := o.ReadAt(p[:1], (256 << 10)); err != nil || p[0] != content[(256<<10)] {
 			t.Errorf("after it is back: %v", err)
 		}
 	})
@@ -214,17 +221,17 @@ func TestOpenRefuses(t *testing.T) {
 	good := file("good", `{"access_key": "a", "secret_key": "b"}`, 0o600)
 	for _, c := range []struct {
 		name string
-		cfg  Config
+		cfg  objectstore.Config
 		code switchback.Code
 	}{
-		{name: "well", cfg: Config{Endpoint: "https://s3.example", Bucket: "b", CredentialsFile: good}},
-		{name: "no URL", cfg: Config{Endpoint: "s3.example:9000", Bucket: "b", CredentialsFile: good}, code: switchback.CodeInvalid},
-		{name: "no bucket", cfg: Config{Endpoint: "https://s3.example", CredentialsFile: good}, code: switchback.CodeInvalid},
-		{name: "no file", cfg: Config{Endpoint: "https://s3.example", Bucket: "b", CredentialsFile: good + "x"}, code: switchback.CodeUnauthorized},
-		{name: "open to all", cfg: Config{Endpoint: "https://s3.example", Bucket: "b", CredentialsFile: file("open", "{}", 0o644)}, code: switchback.CodeRefused},
-		{name: "no secret", cfg: Config{Endpoint: "https://s3.example", Bucket: "b", CredentialsFile: file("empty", "{}", 0o600)}, code: switchback.CodeInvalid},
+		{name: "well", cfg: objectstore.Config{Endpoint: "https://s3.example", Bucket: "b", CredentialsFile: good}},
+		{name: "no URL", cfg: objectstore.Config{Endpoint: "s3.example:9000", Bucket: "b", CredentialsFile: good}, code: switchback.CodeInvalid},
+		{name: "no bucket", cfg: objectstore.Config{Endpoint: "https://s3.example", CredentialsFile: good}, code: switchback.CodeInvalid},
+		{name: "no file", cfg: objectstore.Config{Endpoint: "https://s3.example", Bucket: "b", CredentialsFile: good + "x"}, code: switchback.CodeUnauthorized},
+		{name: "open to all", cfg: objectstore.Config{Endpoint: "https://s3.example", Bucket: "b", CredentialsFile: file("open", "{}", 0o644)}, code: switchback.CodeRefused},
+		{name: "no secret", cfg: objectstore.Config{Endpoint: "https://s3.example", Bucket: "b", CredentialsFile: file("empty", "{}", 0o600)}, code: switchback.CodeInvalid},
 	} {
-		_, err := Open(c.cfg)
+		_, err := objectstore.Open(c.cfg)
 		want(t, c.name, err, c.code)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -150,4 +151,26 @@ func (c command) run(ctx context.Context, req request) ([]byte, error) {
 		return nil, switchback.Errorf(switchback.CodeInvalid, "key command %s answered no data", c.argv[0]).WithHint(`it must print {"data": base64}`)
 	}
 	return answer.Data, nil
+}
+
+// Source says where the wrapping key is: one of the two is set.
+type Source struct {
+	File    string   `json:"file,omitempty"`
+	Command []string `json:"command,omitempty"`
+}
+
+// Wrapper opens the source.
+func (s Source) Wrapper() (Wrapper, error) {
+	switch {
+	case s.File != "" && len(s.Command) > 0:
+		return nil, switchback.Errorf(switchback.CodeInvalid, "a key file and a key command").WithHint("name one of them")
+	case s.File != "":
+		return KeyFile(s.File)
+	}
+	return Command(s.Command)
+}
+
+// Equal reports whether both name the same key.
+func (s Source) Equal(o Source) bool {
+	return s.File == o.File && slices.Equal(s.Command, o.Command)
 }
