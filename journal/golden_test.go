@@ -122,3 +122,42 @@ func TestGoldenManifest(t *testing.T) {
 		}
 	}
 }
+
+// TestGoldenMerged: so does a merged segment.
+func TestGoldenMerged(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "replica")
+	r, points, want := mergeSample(t, dir, CodecNone)
+	if err := r.Merge(t.Context(), 2, 3, 0); err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := os.ReadFile(segmentPath(dir, 3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join("testdata", "segment-v1-merged.seg")
+	if *update {
+		if err := os.WriteFile(path, fresh, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	golden, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := [][]byte{readPoint(t, dir, 1, "vda")}
+	h, err := replay(golden, got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at := firstDifference(got[0], want); at >= 0 {
+		t.Errorf("differs at %d", at)
+	}
+	header := testHeader(3, points[1].Digest, 1<<20)
+	header.Merged = &Merged{Digest: points[2].Digest, Continues: 1, ContinuesDigest: points[0].Digest}
+	if diff := cmp.Diff(header, h); diff != "" {
+		t.Error(diff)
+	}
+	if n := len(golden) - 512; len(fresh) < n || !bytes.Equal(golden[:n], fresh[:n]) {
+		t.Error("the format has changed: raise its version and keep reading this one")
+	}
+}
