@@ -15,7 +15,7 @@ export GOFLAGS += -buildvcs=false
 # There is no C here; saying so for all commands lets build and test share Go's cache.
 export CGO_ENABLED := 0
 
-.PHONY: build demo test bench lint clean
+.PHONY: build demo test bench lint clean crash-journal
 
 build:
 	go build -ldflags "-X main.version=$(VERSION)" -o switchback ./cmd/switchback
@@ -32,6 +32,16 @@ test:
 	$(MAKE) build
 	go vet ./...
 	go test -count=1 -p 2 -timeout 40m $(TESTFLAGS) ./...
+
+# Crashes a journal RUNS times, at every operation of random histories, and looks
+# whether all that was acknowledged is there; SEED=N begins with that history.
+# MUTANTS=1 plants known bugs instead and fails unless each is caught.
+RUNS ?= 10000
+SEED ?= 1000
+crash-journal:
+	@bin=$$(mktemp) && trap 'rm -f "$$bin"' EXIT && go test -c -o "$$bin" ./journal && cd journal && \
+	if [ -n "$(MUTANTS)" ]; then "$$bin" -test.v -test.timeout 0 -test.run '^TestCrashFindsBugs$$' -crash.mutants -crash.seed $(SEED); \
+	else "$$bin" -test.v -test.timeout 0 -test.run '^TestCrash$$' -crash.runs $(RUNS) -crash.seed $(SEED); fi
 
 # Against the tools that people use today; writes bench.json.
 bench:

@@ -10,226 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
-	"sync"
 	"testing"
+	"time"
 
 	"github.com/switchback-dr/switchback"
 )
-
-// recorder is a file system that mirrors what is written, so that a test can
-// ask what a crash at this moment may leave: everything, only what was synced,
-// or names without their data, or any
-// mixture. It can also fail the nth operation.
-type recorder struct {
-	osFileSystem
-	root          string
-	mu            sync.Mutex // guards all below
-	live, durable map[string]*inode
-	// before is called before each operation, with its description.
-	before func(op string)
-	ops    int
-	failAt int // the operation that fails, counted from 1; 0 for none
-	fault  error
-	room   int64
-}
-
-type inode struct{ live, durable []byte }
-
-func newRecorder(root string) *recorder {
-	return &recorder{root: root, live: map[string]*inode{}, durable: map[string]*inode{}, before: func(string) {}, room: 1 << 40}
-}
-
-func (f *recorder) step(op, path string) error {
-	f.before(op + " " + strings.TrimPrefix(path, f.root))
-	f.ops++
-	if f.ops == f.failAt {
-		return f.fault
-	}
-	return nil
-}
-
-func (f *recorder) create(path string) (file, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := f.step("create", path); err != nil {
-		return nil, err
-	}
-	real, err := f.osFileSystem.create(path)
-	node := &inode{}
-	f.live[path] = node
-	return &recordedFile{real, f, node, path}, err
-}
-
-type recordedFile struct {
-	file
-	fs   *recorder
-	node *inode
-	path string
-}
-
-func (w *recordedFile) Write(p []byte) (int, error) {
-	w.fs.mu.Lock()
-	defer w.fs.mu.Unlock()
-	if err := w.fs.step("write", w.path); err != nil {
-		n, _ := w.file.Write(p[:len(p)/2])
-		w.node.live = append(w.node.live, p[:n]...)
-		return n, err
-	}
-	w.node.live = append(w.node.live, p...)
-	return w.file.Write(p)
-}
-
-func (w *recordedFile) Sync() error {
-	w.fs.mu.Lock()
-	defer w.fs.mu.Unlock()
-	if err := w.fs.step("sync", w.path); err != nil {
-		return err
-	}
-	w.node.durable = bytes.Clone(w.node.live)
-	return nil
-}
-
-func (f *recorder) rename(from, to string) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := f.step("rename", to); err != nil {
-		return err
-	}
-	f.live[to] = f.live[from]
-	delete(f.live, from)
-	return f.osFileSystem.rename(from, to)
-}
-
-func (f *recorder) remove(path string) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := f.step("remove", path); err != nil {
-		return err
-	}
-	delete(f.live, path)
-	return f.osFileSystem.remove(path)
-}
-
-func (f *recorder) syncDir(dir string) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := f.step("syncdir", dir); err != nil {
-		return err
-	}
-	for path := range f.durable {
-		if filepath.Dir(path) == dir && f.live[path] == nil {
-			delete(f.durable, path)
-		}
-	}
-	for path, node := range f.live {
-		if filepath.Dir(path) == dir {
-			f.durable[path] = node
-		}
-	}
-	return nil
-}
-
-func (f *recorder) free(string) (int64, error) { return f.room, nil }
-
-// crash writes to dir what a crash may leave of root.
-func (f *recorder) crash(t *testing.T, dir string, variant int, rng *rand.Rand) {
-	t.Helper()
-	for _, d := range []string{segmentDir, pinDir} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	names := f.live
-	switch variant {
-	case 1:
-		names = f.durable
-	case 3: // any of the renames and removals since the last sync
-		names = map[string]*inode{}
-		for _, path := range slices.Sorted(maps.Keys(f.live)) {
-			if rng.IntN(2) == 0 || f.durable[path] == f.live[path] {
-				names[path] = f.live[path]
-			} else if node := f.durable[path]; node != nil {
-				names[path] = node
-			}
-		}
-		for _, path := range slices.Sorted(maps.Keys(f.durable)) {
-			if f.live[path] == nil && rng.IntN(2) == 0 {
-				names[path] = f.durable[path]
-			}
-		}
-	}
-	for path, node := range names {
-		content := node.live
-		switch {
-		case strings.HasSuffix(path, ".raw"): // bases: any sector may be old or new
-			content = bytes.Clone(node.live)
-			for at := 0; at < len(content); at += sector {
-				if variant == 1 || variant >= 2 && rng.IntN(2) == 0 {
-					clear(content[at : at+sector])
-					if at < len(node.durable) {
-						copy(content[at:at+sector], node.durable[at:])
-					}
-				}
-			}
-		case variant > 0:
-			content = node.durable
-		}
-		if err := os.WriteFile(filepath.Join(dir, strings.TrimPrefix(path, f.root)), content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// memoryBase is a BaseWriter on a raw file that the recorder knows.
-type memoryBase struct {
-	fs   *recorder
-	node *inode
-	f    *os.File
-}
-
-func (f *recorder) openBase(path string, size int64) (*memoryBase, error) {
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	node := f.live[path]
-	if node == nil {
-		node = &inode{}
-		f.live[path], f.durable[path] = node, node
-	}
-	if int64(len(node.live)) < size {
-		node.live = append(node.live, make([]byte, size-int64(len(node.live)))...)
-	}
-	return &memoryBase{f, node, file}, file.Truncate(max(size, int64(len(node.live))))
-}
-
-func (b *memoryBase) WriteAt(p []byte, off int64) (int, error) {
-	b.fs.mu.Lock()
-	defer b.fs.mu.Unlock()
-	if err := b.fs.step("base write", ""); err != nil {
-		return 0, err
-	}
-	copy(b.node.live[off:], p)
-	return b.f.WriteAt(p, off)
-}
-
-func (b *memoryBase) WriteZeroes(off, length int64) error {
-	_, err := b.WriteAt(make([]byte, length), off)
-	return err
-}
-
-func (b *memoryBase) Flush() error {
-	b.fs.mu.Lock()
-	defer b.fs.mu.Unlock()
-	if err := b.fs.step("base flush", ""); err != nil {
-		return err
-	}
-	b.node.durable = bytes.Clone(b.node.live)
-	return nil
-}
 
 // state is the disks of a VM at a point.
 type state map[string][]byte
@@ -242,19 +27,42 @@ func (s state) clone() state {
 	return out
 }
 
+// labels are the pins and marks of a replica.
+type labels struct {
+	pins  map[string]switchback.Sequence
+	marks map[switchback.Sequence]switchback.Mark
+}
+
+func (l labels) clone() labels { return labels{maps.Clone(l.pins), maps.Clone(l.marks)} }
+
 // world is a replica, its model, and what is allowed to be missing at the moment.
 type world struct {
-	t       *testing.T
-	rng     *rand.Rand
-	dir     string
-	fs      *recorder
-	r       *Replica
-	states  map[string]state // by digest
-	acked   []switchback.Point
-	maybe   *switchback.Point   // a point being received
-	gone    switchback.Sequence // points before it may be gone
-	dropped switchback.Sequence // points after it may be gone; 0 for none
-	epoch   switchback.Epoch
+	t      testing.TB
+	rng    *rand.Rand // what happens
+	eyes   *rand.Rand // where it is looked
+	dir    string
+	fs     *recorder
+	r      *Replica
+	states map[string]state // by digest
+	acked  []switchback.Point
+	maybe  *switchback.Point // a point being received
+	// leaving says which points may be gone, all of them or none; nil for none.
+	leaving func(switchback.Sequence) bool
+	// labels are what pins and marks are; coming what they are being changed to.
+	labels, coming labels
+	epoch          switchback.Epoch
+	// blind: a bug that the crash test must find: what is pinned or locked goes.
+	blind bool
+}
+
+// identity is a point without what merging changes.
+func identity(p switchback.Point) switchback.Point {
+	p.StoredBytes, p.ChangedBytes = 0, 0
+	return p
+}
+
+func has(points []switchback.Point, p switchback.Point) bool {
+	return slices.ContainsFunc(points, func(x switchback.Point) bool { return identity(x) == identity(p) })
 }
 
 // tempDir is a directory in memory where there is one: crashes are simulated,
@@ -262,7 +70,7 @@ type world struct {
 func tempDir(t testing.TB) string {
 	dir, err := os.MkdirTemp("/dev/shm", "journal-test-")
 	if err != nil {
-		return t.TempDir()
+		dir = t.TempDir()
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	sub := filepath.Join(dir, "replica")
@@ -274,8 +82,10 @@ func tempDir(t testing.TB) string {
 
 const baseDigest = "" // of sequence 0
 
-func newWorld(t *testing.T, seed uint64) *world {
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 11)), dir: tempDir(t), states: map[string]state{}, epoch: 3}
+func newWorld(t testing.TB, seed uint64) *world {
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 11)), eyes: rand.New(rand.NewPCG(seed, 12)), dir: tempDir(t), states: map[string]state{}, epoch: 3,
+		labels: labels{map[string]switchback.Sequence{}, map[switchback.Sequence]switchback.Mark{}}}
+	w.coming = w.labels.clone()
 	w.fs = newRecorder(w.dir)
 	first := state{"vda": make([]byte, 64<<10), "vdb": make([]byte, 32<<10)}
 	spec := Spec{Protection: "p-0123456789ab", Epoch: 3, BaseIsOriginal: true, Name: "vm"}
@@ -380,14 +190,130 @@ func (w *world) openBase(dir string, fs *recorder) OpenBaseFunc {
 	}
 }
 
-func (w *world) fold(upTo switchback.Sequence) error {
-	w.ensureBase("vdc")
-	w.gone = upTo
-	err := w.r.Fold(context.Background(), upTo, w.openBase(w.dir, w.fs))
-	if err == nil || w.r.Manifest().Folding == upTo {
-		w.acked = slices.DeleteFunc(w.acked, func(p switchback.Point) bool { return p.Sequence < upTo })
+// mayGo reports whether no point that leaves is pinned or locked.
+func (w *world) mayGo(leaving func(switchback.Sequence) bool) bool {
+	for _, seq := range w.labels.pins {
+		if leaving(seq) {
+			return false
+		}
+	}
+	for _, p := range w.acked {
+		if leaving(p.Sequence) && w.labels.marks[p.Sequence].Locked {
+			return false
+		}
+	}
+	return true
+}
+
+// letGo lets do drop what leaves, or sees it refused.
+func (w *world) letGo(what string, leaving func(switchback.Sequence) bool, do func() error) error {
+	w.t.Helper()
+	if !w.mayGo(leaving) {
+		if w.blind {
+			r := w.r
+			pins, marks := r.pins, r.marks
+			r.pins, r.marks = map[string]Pin{}, map[switchback.Sequence]switchback.Mark{}
+			do()
+			r.pins, r.marks = pins, marks
+			w.check(w.r, w.dir, what)
+			return nil
+		}
+		if err := do(); switchback.CodeOf(err) != switchback.CodeRefused {
+			w.t.Fatalf("%s: what is pinned or locked: %v", what, err)
+		}
+		w.check(w.r, w.dir, what+", refused")
+		return nil
+	}
+	for seq := range w.coming.marks {
+		if leaving(seq) {
+			delete(w.coming.marks, seq)
+		}
+	}
+	w.leaving = leaving
+	err := do()
+	points := w.r.Points()
+	w.acked = slices.DeleteFunc(w.acked, func(p switchback.Point) bool {
+		// After an error it may have come to pass or not.
+		return leaving(p.Sequence) && (err == nil || !has(points, p))
+	})
+	w.leaving = nil
+	if err == nil {
+		w.labels = w.coming.clone()
+	} else {
+		w.coming = w.labels.clone()
 	}
 	return err
+}
+
+func (w *world) fold(upTo switchback.Sequence) error {
+	w.t.Helper()
+	w.ensureBase("vdc")
+	return w.letGo(fmt.Sprintf("fold up to %d", upTo), func(seq switchback.Sequence) bool { return seq < upTo }, func() error {
+		return w.r.Fold(context.Background(), upTo, w.openBase(w.dir, w.fs))
+	})
+}
+
+func (w *world) merge(first, into switchback.Sequence) error {
+	w.t.Helper()
+	return w.letGo(fmt.Sprintf("merge %d to %d", first, into), func(seq switchback.Sequence) bool { return first <= seq && seq < into }, func() error {
+		return w.r.Merge(context.Background(), first, into, 0)
+	})
+}
+
+func (w *world) drop(seq switchback.Sequence) error {
+	w.t.Helper()
+	return w.letGo(fmt.Sprintf("drop after %d", seq), func(s switchback.Sequence) bool { return s > seq }, func() error {
+		return w.r.DropAfter(seq)
+	})
+}
+
+// relabel changes pins or marks.
+func (w *world) relabel(change func(*labels), do func() error) error {
+	change(&w.coming)
+	err := do()
+	if err == nil {
+		w.labels = w.coming.clone()
+	} else {
+		w.coming = w.labels.clone()
+	}
+	return err
+}
+
+func (w *world) pin(name string, seq switchback.Sequence) error {
+	return w.relabel(func(l *labels) { l.pins[name] = seq }, func() error { return w.r.Pin(name, seq, nil) })
+}
+
+func (w *world) unpin(name string) error {
+	return w.relabel(func(l *labels) { delete(l.pins, name) }, func() error { return w.r.Unpin(name) })
+}
+
+func (w *world) mark(seq switchback.Sequence, m switchback.Mark) error {
+	return w.relabel(func(l *labels) {
+		if l.marks[seq] = m; m == (switchback.Mark{}) {
+			delete(l.marks, seq)
+		}
+	}, func() error { return w.r.SetMark(seq, func(x *switchback.Mark) error { *x = m; return nil }) })
+}
+
+// retain carries out what a policy asks.
+func (w *world) retain(policy switchback.Retention) error {
+	w.t.Helper()
+	for range 50 {
+		plan := w.r.PlanRetention(policy, w.head().Time)
+		if len(plan.Steps) == 0 {
+			return nil
+		}
+		s := plan.Steps[0]
+		do := func() error { return w.merge(s.First, s.Into) }
+		if s.Fold() {
+			do = func() error { return w.fold(s.Into) }
+		}
+		if err := do(); err != nil {
+			return err
+		}
+	}
+	w.t.Fatalf("retention by %+v does not end", policy)
+	return nil
 }
 
 // ensureBase gives a disk that appeared a base image.
@@ -409,41 +335,61 @@ func (w *world) ensureBase(name string) {
 	}
 }
 
-func (w *world) drop(seq switchback.Sequence) error {
-	w.dropped = seq
-	err := w.r.DropAfter(seq)
-	if err != nil { // it may have come to pass or not
-		w.acked = w.r.Points()
-	} else {
-		w.acked = slices.DeleteFunc(w.acked, func(p switchback.Point) bool { return p.Sequence > seq })
-	}
-	if err == nil {
-		w.dropped = 0
-	}
-	return err
-}
-
 // act does something at random.
 func (w *world) act() {
+	w.t.Helper()
 	must := func(err error) {
+		w.t.Helper()
 		if err != nil {
 			w.t.Fatal(err)
 		}
 	}
-	switch n := w.rng.IntN(10); {
-	case n < 6:
+	if len(w.acked) < 2 {
 		must(w.receive())
-	case n < 8 && len(w.acked) > 1:
-		must(w.fold(w.acked[w.rng.IntN(len(w.acked))].Sequence))
-	case n < 9 && len(w.acked) > 1:
-		must(w.drop(w.acked[w.rng.IntN(len(w.acked))].Sequence))
+		return
+	}
+	any := func() switchback.Sequence { return w.acked[w.rng.IntN(len(w.acked))].Sequence }
+	switch n := w.rng.IntN(20); {
+	case n < 9:
+		must(w.receive())
+	case n < 11:
+		must(w.fold(any()))
+	case n < 14:
+		from, to := any(), any()
+		if from > to {
+			from, to = to, from
+		}
+		if from != to && from != w.r.Manifest().Base.Sequence {
+			must(w.merge(from, to))
+		}
+	case n < 15:
+		must(w.drop(w.acked[len(w.acked)/2+w.rng.IntN(len(w.acked)-len(w.acked)/2)].Sequence))
+	case n < 16:
+		name := fmt.Sprint("p", w.rng.IntN(2))
+		if _, ok := w.labels.pins[name]; ok {
+			must(w.unpin(name))
+		} else {
+			must(w.pin(name, any()))
+		}
+	case n < 17:
+		seq := any()
+		m := w.labels.marks[seq]
+		if m.Locked = !m.Locked; w.rng.IntN(2) == 0 {
+			m.Tag = fmt.Sprint("t", seq)
+		}
+		must(w.mark(seq, m))
+	case n < 19:
+		policy := switchback.Retention{MinPoints: w.rng.IntN(3), Newest: w.rng.IntN(6)}
+		if w.rng.IntN(2) == 0 {
+			policy.Tiers = []switchback.RetentionTier{{For: 2 * time.Second}, {Every: 3 * time.Second, For: 9 * time.Second}}
+		}
+		if w.rng.IntN(3) == 0 {
+			policy.MaxBytes = int64(w.rng.IntN(200 << 10))
+		}
+		must(w.retain(policy))
 	default:
 		w.epoch++
 		must(w.r.SetEpoch(w.epoch))
-		if len(w.acked) > 0 {
-			must(w.r.Pin("p", w.head().Sequence, nil))
-			must(w.r.Unpin("p"))
-		}
 	}
 }
 
@@ -451,20 +397,47 @@ func (w *world) act() {
 func (w *world) check(r *Replica, dir, what string) {
 	w.t.Helper()
 	points := r.Points()
+	kept, lost := 0, 0
 	for _, p := range w.acked {
-		may := p.Sequence < w.gone || w.dropped > 0 && p.Sequence > w.dropped
-		if !may && !slices.Contains(points, p) {
-			w.t.Fatalf("%s: point %d is lost; there are %v", what, p.Sequence, sequences(points))
+		switch there := has(points, p); {
+		case w.leaving == nil || !w.leaving(p.Sequence):
+			if !there {
+				w.t.Fatalf("%s: point %d is lost; there are %v", what, p.Sequence, sequences(points))
+			}
+		case there:
+			kept++
+		default:
+			lost++
 		}
 	}
+	if kept > 0 && lost > 0 {
+		w.t.Fatalf("%s: %d points are gone and %d are not; there are %v", what, lost, kept, sequences(points))
+	}
 	for _, p := range points {
-		if !slices.Contains(w.acked, p) && (w.maybe == nil || p != *w.maybe) {
+		if !has(w.acked, p) && (w.maybe == nil || p != *w.maybe) {
 			w.t.Fatalf("%s: point %d came from nowhere", what, p.Sequence)
 		}
 		w.comparePoint(dir, p, what)
 	}
 	if d := r.Damaged(); len(d) > 0 {
 		w.t.Fatalf("%s: damaged: %v", what, d)
+	}
+	pins := map[string]switchback.Sequence{}
+	for _, p := range r.Pins() {
+		if pins[p.Name] = p.Sequence; p.Damaged {
+			w.t.Fatalf("%s: pin %s is damaged", what, p.Name)
+		}
+	}
+	if !maps.Equal(pins, w.labels.pins) && !maps.Equal(pins, w.coming.pins) {
+		w.t.Fatalf("%s: pins are %v, want %v or %v", what, pins, w.labels.pins, w.coming.pins)
+	}
+	if err := r.MarksDamage(); err != nil {
+		w.t.Fatalf("%s: %v", what, err)
+	}
+	for _, p := range r.MarkedPoints() {
+		if p.Mark != w.labels.marks[p.Sequence] && p.Mark != w.coming.marks[p.Sequence] {
+			w.t.Fatalf("%s: point %d has mark %+v, want %+v or %+v", what, p.Sequence, p.Mark, w.labels.marks[p.Sequence], w.coming.marks[p.Sequence])
+		}
 	}
 	left, _ := filepath.Glob(filepath.Join(dir, "*", "*.tmp"))
 	if len(left) > 0 {
@@ -491,12 +464,12 @@ func (w *world) comparePoint(dir string, p switchback.Point, what string) {
 		w.t.Fatalf("%s: point %d has %d disks, want %d", what, p.Sequence, len(v.Disks()), len(want))
 	}
 	for _, d := range v.Disks() {
-		compareDisk(w.t, fmt.Sprintf("%s: point %d, disk %s", what, p.Sequence, d.Name()), d, want[d.Name()], w.rng)
+		compareDisk(w.t, fmt.Sprintf("%s: point %d, disk %s", what, p.Sequence, d.Name()), d, want[d.Name()], w.eyes)
 	}
 }
 
 // compareDisk reads a disk as a whole and in pieces, and its extents.
-func compareDisk(t *testing.T, what string, d *DiskView, want []byte, rng *rand.Rand) {
+func compareDisk(t testing.TB, what string, d *DiskView, want []byte, rng *rand.Rand) {
 	t.Helper()
 	got := make([]byte, d.Size()+1)
 	if n, err := d.ReadAt(got, 0); err != io.EOF || n != len(want) {
@@ -548,10 +521,35 @@ func firstDifference(a, b []byte) int {
 func TestModel(t *testing.T) {
 	for seed := range uint64(20) {
 		w := newWorld(t, seed)
-		for i := range 25 {
-			w.act()
-			w.check(w.r, w.dir, fmt.Sprintf("seed %d, action %d", seed, i))
+		var old *View // of a pinned point: it reads the same whatever is folded and merged
+		look := func(what string) {
+			for _, d := range old.Disks() {
+				compareDisk(t, what+": view of "+d.Name(), d, w.states[old.Point().Digest][d.Name()], w.eyes)
+			}
 		}
+		for i := range 40 {
+			what := fmt.Sprintf("seed %d, action %d", seed, i)
+			if i%10 == 5 && len(w.acked) > 0 {
+				if old != nil {
+					old.Close()
+				}
+				w.unpin("view")
+				seq := w.acked[w.rng.IntN(len(w.acked))].Sequence
+				if err := w.pin("view", seq); err != nil {
+					t.Fatal(err)
+				}
+				var err error
+				if old, err = OpenView(w.dir, seq); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.act()
+			w.check(w.r, w.dir, what)
+			if old != nil {
+				look(what)
+			}
+		}
+		old.Close()
 		w.r.Close()
 		r, err := Options{fs: w.fs}.Open(w.dir)
 		if err != nil {
@@ -562,73 +560,6 @@ func TestModel(t *testing.T) {
 		if damage, err := r.Verify(context.Background(), nil); err != nil || len(damage) > 0 {
 			t.Fatal(damage, err)
 		}
-	}
-}
-
-// TestCrash stops the world before every operation on the file system, in each
-// way a crash may leave it, and looks whether everything acknowledged is there.
-func TestCrash(t *testing.T) {
-	histories, checks := 3, 0
-	if testing.Short() {
-		histories = 1
-	}
-	clones := tempDir(t)
-	for seed := range uint64(histories) {
-		w := newWorld(t, 1000+seed)
-		w.fs.before = func(op string) {
-			if strings.HasPrefix(op, "write") {
-				return // the same as before the sync that follows
-			}
-			for variant := range 4 {
-				checks++
-				what := fmt.Sprintf("seed %d, crash %d before %s, variant %d", seed, checks, op, variant)
-				w.checkCrash(filepath.Join(clones, fmt.Sprint(checks)), variant, what)
-			}
-		}
-		for range 18 {
-			w.act()
-		}
-		w.fs.before = func(string) {}
-		w.r.Close()
-	}
-	t.Logf("%d crashes", checks)
-}
-
-func (w *world) checkCrash(dir string, variant int, what string) {
-	w.t.Helper()
-	defer os.RemoveAll(dir)
-	w.fs.crash(w.t, dir, variant, w.rng)
-	var m Manifest
-	if err := readDocument(manifestPath(dir), &m); err != nil {
-		w.t.Fatalf("%s: %v", what, err)
-	}
-	for i := range m.Disks {
-		m.Disks[i].BasePath = filepath.Join(dir, m.Disks[i].Name+".raw")
-	}
-	if err := writeDocument(newRecorder(dir), manifestPath(dir), m); err != nil {
-		w.t.Fatal(err)
-	}
-	fs := newRecorder(dir)
-	r, err := Options{ReserveBytes: 1, fs: fs}.Open(dir)
-	if err != nil {
-		w.t.Fatalf("%s: open: %v", what, err)
-	}
-	defer r.Close()
-	w.check(r, dir, what)
-	// An interrupted fold is repeated and the result is right.
-	if upTo := r.Manifest().Folding; upTo > 0 {
-		err := r.Fold(context.Background(), upTo, func(d DiskGeometry) (BaseWriter, func() error, error) {
-			f, err := os.OpenFile(filepath.Join(dir, d.Name+".raw"), os.O_RDWR|os.O_CREATE, 0o600)
-			if err != nil {
-				return nil, nil, err
-			}
-			st, _ := f.Stat()
-			return plainBase{f}, f.Close, f.Truncate(max(st.Size(), d.SizeBytes))
-		})
-		if err != nil {
-			w.t.Fatalf("%s: repeat fold: %v", what, err)
-		}
-		w.check(r, dir, what+", fold repeated")
 	}
 }
 

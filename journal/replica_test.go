@@ -249,7 +249,6 @@ func TestNoSpace(t *testing.T) {
 				t.Fatalf("operation %d: receive afterwards: %v", n, err)
 			}
 			w.check(w.r, w.dir, fmt.Sprintf("after operation %d failed", n))
-			w.dropped = 0
 		}
 		w.r.Close()
 	}
@@ -259,18 +258,20 @@ func TestNoSpace(t *testing.T) {
 // or an error with CodeCorrupt, and Verify finds damage in segments.
 func TestDamage(t *testing.T) {
 	w := newWorld(t, 9)
-	for range 5 {
+	for range 7 {
 		if err := w.receive(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := w.fold(2); err != nil {
-		t.Fatal(err)
+	for _, err := range []error{w.fold(2), w.merge(4, 6), w.pin("p", 6), w.mark(3, switchback.Mark{Locked: true})} {
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	w.r.Close()
-	files, _ := filepath.Glob(filepath.Join(w.dir, segmentDir, "*"))
-	files = append(files, manifestPath(w.dir))
-	found := 0
+	segments, _ := filepath.Glob(filepath.Join(w.dir, segmentDir, "*"))
+	files := append(segments, manifestPath(w.dir), pinPath(w.dir, "p"), marksPath(w.dir))
+	found, tried := 0, 0
 	for i := range 1500 {
 		path := files[i%len(files)]
 		good, err := os.ReadFile(path)
@@ -314,8 +315,17 @@ func TestDamage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if slices.Contains(segments, path) {
+				tried++
+			}
 			if len(damages) > 0 {
 				found++
+			}
+			// Pin and lock hold, or cannot be read and hold everything.
+			for _, step := range r.PlanRetention(switchback.Retention{Newest: 1}, w.head().Time).Steps {
+				if len(r.Damaged()) == 0 && (step.Into != 3 && step.Into != 6 && step.Into != 7 || step.First == 3 || step.First == 6 || step.Into == 7 && step.Fold()) {
+					t.Fatalf("%s: step %+v", what, step)
+				}
 			}
 			if len(r.Damaged()) > 0 && i%3 == 0 {
 				_, err := r.Receive(context.Background(), 3, bytes.NewReader(nil))
@@ -325,8 +335,8 @@ func TestDamage(t *testing.T) {
 		}
 		os.WriteFile(path, good, 0o600)
 	}
-	if found < 1000 {
-		t.Errorf("verify found only %d damages", found)
+	if found < tried*9/10 || tried < 500 {
+		t.Errorf("verify found only %d of %d damages", found, tried)
 	}
 }
 
