@@ -92,7 +92,7 @@ func TestMergeSegments(t *testing.T) {
 			t.Fatalf("%v: points %+v", c, got)
 		}
 		// 192 KiB and 8 KiB that are left of the first two, less 4 KiB that are zero, and 8 KiB.
-		s, err := openSegment(segmentPath(dir, 3), 3)
+		s, err := r.storage.openSegment(3)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,7 +133,7 @@ func TestMergeCopies(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "replica")
 	r, _, _ := mergeSample(t, dir, CodecS2)
 	first, _ := os.ReadFile(segmentPath(dir, 2))
-	s, err := openSegment(segmentPath(dir, 2), 2)
+	s, err := (&storage{dir: dir}).openSegment(2)
 	if err != nil {
 		t.Fatal(err)
 	}

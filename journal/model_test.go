@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/seal"
 )
 
 // state is the disks of a VM at a point.
@@ -349,7 +350,7 @@ func (w *world) act() {
 		return
 	}
 	any := func() switchback.Sequence { return w.acked[w.rng.IntN(len(w.acked))].Sequence }
-	switch n := w.rng.IntN(20); {
+	switch n := w.rng.IntN(22); {
 	case n < 9:
 		must(w.receive())
 	case n < 11:
@@ -387,10 +388,25 @@ func (w *world) act() {
 			policy.MaxBytes = int64(w.rng.IntN(200 << 10))
 		}
 		must(w.retain(policy))
-	default:
+	case n < 20:
 		w.epoch++
 		must(w.r.SetEpoch(w.epoch))
+	default:
+		must(w.changeKeys())
 	}
+}
+
+// changeKeys turns sealing on or off, makes a new data key, or wraps the keys anew.
+func (w *world) changeKeys() error {
+	now := w.r.Storage()
+	if now.Keyring != nil && w.rng.IntN(2) == 0 {
+		return w.r.RotateKey(context.Background())
+	}
+	key := filepath.Join(filepath.Dir(w.dir), fmt.Sprint("key", w.rng.IntN(2)))
+	if err := seal.MakeKeyFile(key); err != nil && switchback.CodeOf(err) != switchback.CodeConflict {
+		return err
+	}
+	return w.r.SetSealing(context.Background(), !now.Seal, &seal.Source{File: key})
 }
 
 // check compares all points of the replica in dir with the model.
