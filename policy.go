@@ -13,6 +13,11 @@ type Policy struct {
 	Retention Retention `json:"retention,omitzero"`
 	// Compression is "auto" (by link and processor speed), "none", "s2" or "zstd".
 	Compression string `json:"compression"`
+	// Encrypt: points are encrypted where they are kept, with keys of the target's agent.
+	Encrypt bool `json:"encrypt,omitempty"`
+	// OffloadAfter, where it is not 0, is the age at which the data of points is
+	// moved to the object store of the target's agent.
+	OffloadAfter time.Duration `json:"offload_after,omitempty"`
 }
 
 // DefaultPolicy is used where the operator names none.
@@ -36,6 +41,9 @@ func (p Policy) Validate() error {
 	switch {
 	case p.Interval < time.Second:
 		return Errorf(CodeInvalid, "interval %v is shorter than 1 s", p.Interval).WithHint("choose 1s or more")
+	}
+	if p.OffloadAfter < 0 {
+		return Errorf(CodeInvalid, "points cannot be moved to the object store at the age of %v", p.OffloadAfter)
 	}
 	if err := p.EffectiveRetention().Validate(); err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/journal"
 	"github.com/switchback-dr/switchback/qemu"
 )
 
@@ -317,7 +318,7 @@ func (a *Agent) settle(ctx context.Context, _ *task, v *vm, req agentapi.Task, _
 		r.AbandonedBytes += s.Bytes()
 	}
 	if run == nil {
-		return r, sweep(as.Dir) // what a crash after the change below has left
+		return r, v.sweep(ctx, as.Dir) // what a crash after the change below has left
 	}
 	definition, err := a.hv.Definition(ctx, as.VM, false)
 	if err != nil {
@@ -356,12 +357,13 @@ func (a *Agent) settle(ctx context.Context, _ *task, v *vm, req agentapi.Task, _
 		return nil, err
 	}
 	v.closeReplica()
-	return r, sweep(as.Dir)
+	return r, v.sweep(ctx, as.Dir)
 }
 
 // sweep removes the journals and overlays of a VM that runs on plain disks. Kept
-// snapshots stay.
-func sweep(dir string) error {
+// snapshots stay, and a journal whose objects cannot be removed now: the next
+// sweep tries again.
+func (v *vm) sweep(ctx context.Context, dir string) error {
 	if dir == "" {
 		return nil
 	}
@@ -371,6 +373,10 @@ func sweep(dir string) error {
 			return err
 		}
 		for _, path := range paths {
+			if err := journal.RemoveObjects(ctx, path); err != nil {
+				v.agent.log.Warn("a journal that is not needed any more stays: its objects are not removed", "dir", path, "error", err)
+				continue
+			}
 			if err := os.RemoveAll(path); err != nil {
 				return err
 			}
@@ -409,10 +415,14 @@ func (a *Agent) release(ctx context.Context, _ *task, req agentapi.Task, p agent
 	v.stopEngine()
 	v.closeReplica()
 	var r agentapi.ReleaseResult
-	dom, err := a.hv.Domain(ctx, as.VM)
-	defined := err == nil
-	if err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
-		return nil, err
+	var dom hypervisor.Domain
+	defined := false
+	if as.VM != "" { // otherwise nothing was made before it failed
+		dom, err = a.hv.Domain(ctx, as.VM)
+		defined = err == nil
+		if err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
+			return nil, err
+		}
 	}
 	if defined {
 		if dom.State != hypervisor.StateOff {
@@ -442,6 +452,11 @@ func (a *Agent) release(ctx context.Context, _ *task, req agentapi.Task, p agent
 		}
 		r.Removed = append(r.Removed, path)
 		return os.RemoveAll(path)
+	}
+	if as.ReplicaDir != "" && p.RemoveData {
+		if err := journal.RemoveObjects(ctx, as.ReplicaDir); err != nil {
+			return nil, err
+		}
 	}
 	switch {
 	case as.Role == agentapi.RoleSource || as.Role == agentapi.RoleActive:

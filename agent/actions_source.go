@@ -327,10 +327,23 @@ func (v *vm) settleShutdown(ctx context.Context, t *task) (hypervisor.Domain, er
 }
 
 func (a *Agent) setPolicy(ctx context.Context, _ *task, v *vm, req agentapi.Task, p agentapi.SetPolicyParams) (any, error) {
+	as := v.assignment()
+	if as.Role == agentapi.RoleTarget {
+		if err := a.checkStorage(p.Policy); err != nil {
+			return nil, err
+		}
+	}
 	if err := v.change(func(x *Assignment) { x.Policy, x.Held = p.Policy, p.Paused }); err != nil {
 		return nil, err
 	}
-	if v.assignment().Role != agentapi.RoleSource {
+	if as.Role == agentapi.RoleTarget && as.ReplicaDir != "" {
+		replica, err := v.openReplica()
+		if err != nil {
+			return nil, err
+		}
+		return nil, a.applySealing(replica, p.Policy)
+	}
+	if as.Role != agentapi.RoleSource {
 		return nil, nil
 	}
 	v.stopEngine()

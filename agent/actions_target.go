@@ -87,6 +87,10 @@ func (a *Agent) prepareReplica(ctx context.Context, _ *task, req agentapi.Task, 
 	if err != nil {
 		return nil, err
 	}
+	if err := a.applySealing(replica, p.Policy); err != nil {
+		replica.Close()
+		return nil, err
+	}
 	err = v.change(func(x *Assignment) {
 		x.VM, x.Name, x.Epoch, x.Role, x.Peer, x.Policy = p.VM, p.Name, req.Epoch, agentapi.RoleTarget, p.Peer, p.Policy
 		x.Disks, x.Dir, x.ReplicaDir, x.Session, x.Run, x.MustSend = disks, dir, replicaDir, session, nil, nil
@@ -116,6 +120,9 @@ func (a *Agent) prepareReplica(ctx context.Context, _ *task, req agentapi.Task, 
 // checkPrepare finds what would be in the way, without touching anything.
 func (a *Agent) checkPrepare(ctx context.Context, as Assignment, p agentapi.PrepareReplicaParams) (agentapi.PrepareReplicaResult, error) {
 	r := agentapi.PrepareReplicaResult{Trusted: true}
+	if err := a.checkStorage(p.Policy); err != nil {
+		return r, err
+	}
 	r.FreeBytes, _ = freeBytes(a.cfg.StorageDir)
 	domains, err := a.hv.Domains(ctx)
 	if err != nil {

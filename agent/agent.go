@@ -13,6 +13,8 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/objectstore"
+	"github.com/switchback-dr/switchback/seal"
 	"github.com/switchback-dr/switchback/transport"
 )
 
@@ -40,8 +42,12 @@ type Config struct {
 	ServerAddress string
 	// StorageReserveBytes is the free space below which a target takes no more points; default 256 MiB.
 	StorageReserveBytes int64
-	Logger              *slog.Logger
-	Version             string
+	// KeySource wraps the data keys of encrypted replicas; nil = none can be kept here.
+	KeySource *seal.Source
+	// Objects is where old points' data may be moved to; each replica has a folder in it. nil = nowhere.
+	Objects *objectstore.Config
+	Logger  *slog.Logger
+	Version string
 }
 
 func (c *Config) setDefaults() error {

@@ -61,7 +61,7 @@ func (a *Agent) Status(ctx context.Context) agentapi.AgentStatus {
 
 func (v *vm) status() agentapi.VMStatus {
 	v.mu.Lock()
-	a, replica, engine, cond, retained := v.a, v.replica, v.engine, v.cond, v.retained
+	a, replica, engine, cond, retained, far := v.a, v.replica, v.engine, v.cond, v.retained, v.far
 	v.mu.Unlock()
 	st := agentapi.VMStatus{Protection: a.Protection, Role: a.Role, Epoch: a.Epoch, Snapshots: a.snapshots()}
 	if cond != nil {
@@ -79,8 +79,12 @@ func (v *vm) status() agentapi.VMStatus {
 		r.FreeBytes, _ = freeBytes(a.ReplicaDir)
 		points := replica.Points()
 		r.JournalBytes = replica.JournalBytes()
+		r.Encrypted, r.Offloaded, r.Objects = replica.StorageStatus()
 		if a.Role == agentapi.RoleTarget {
 			st.Conditions = append(st.Conditions, retained...)
+			if far != nil {
+				st.Conditions = append(st.Conditions, *far)
+			}
 		}
 		if len(points) > 0 {
 			r.Points, r.Oldest, r.Newest = len(points), &points[0], &points[len(points)-1]

@@ -27,7 +27,7 @@ func (v *vm) retainLater() {
 	replica, policy := v.replica, v.a.Policy.EffectiveRetention()
 	plan := replica.PlanRetention(policy, time.Now())
 	v.setRetained(replica, plan.Shortage, nil)
-	if len(plan.Steps) == 0 {
+	if len(plan.Steps) == 0 && !v.offloadDue(replica) {
 		return
 	}
 	folded := make(chan struct{})
@@ -37,6 +37,10 @@ func (v *vm) retainLater() {
 		defer close(folded)
 		defer cancel()
 		err := v.retain(ctx, replica, policy, plan)
+		var far error
+		if err == nil {
+			far = v.offload(ctx, replica)
+		}
 		shortage := replica.PlanRetention(policy, time.Now()).Shortage
 		if shortage == nil && plan.Shortage != nil && plan.Shortage.Cut {
 			shortage = plan.Shortage // it was made to fit just now
@@ -50,6 +54,10 @@ func (v *vm) retainLater() {
 		if err != nil {
 			v.agent.log.Error("retention", "protection", v.a.Protection, "error", err)
 		}
+		if ctx.Err() != nil {
+			far = nil
+		}
+		v.setOffloaded(far)
 		v.setRetained(replica, shortage, err)
 	}()
 }

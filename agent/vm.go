@@ -44,6 +44,9 @@ type vm struct {
 	cond    *switchback.Condition // what the agent itself met outside a cycle
 	// retained is what there is to report of the replica's retention.
 	retained []switchback.Condition
+	// far says that the object store fails, which is left alone until farAgain.
+	far      *switchback.Condition
+	farAgain time.Time
 }
 
 func (v *vm) assignment() Assignment {
@@ -94,6 +97,10 @@ func (v *vm) openReplica() (*journal.Replica, error) {
 	}
 	r, err := journal.Options{ReserveBytes: v.agent.cfg.StorageReserveBytes}.Open(v.a.ReplicaDir)
 	if err != nil {
+		return nil, err
+	}
+	if err := v.agent.applySealing(r, v.a.Policy); err != nil {
+		r.Close()
 		return nil, err
 	}
 	v.replica = r

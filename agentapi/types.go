@@ -91,6 +91,11 @@ type ReplicaStatus struct {
 	Newest       *switchback.Point `json:"newest,omitempty"`
 	JournalBytes int64             `json:"journal_bytes"`
 	FreeBytes    int64             `json:"free_bytes"`
+	// Encrypted: new points are encrypted where they are kept.
+	Encrypted bool `json:"encrypted,omitempty"`
+	// Offloaded is how many points' data is in the object store named by Objects.
+	Offloaded int    `json:"offloaded,omitempty"`
+	Objects   string `json:"objects,omitempty"`
 }
 
 // Snapshot is what a run that was abandoned wrote, kept until removed.

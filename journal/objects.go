@@ -336,10 +336,25 @@ func removeObject(ctx context.Context, objects *objectstore.Store, ref reference
 	return objects.Remove(ctx, ref.Object)
 }
 
-// removeObjects deletes the objects of all segments of the replica in dir.
-func removeObjects(ctx context.Context, st *storage) error {
-	refs, garbage, err := listReferences(st.dir)
-	if err != nil || st.objects == nil {
+// RemoveObjects deletes the objects of all segments of the replica in dir, which
+// cannot be read any more afterwards. It does nothing where there are none.
+func RemoveObjects(ctx context.Context, dir string) error {
+	refs, garbage, err := listReferences(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil || len(refs)+len(garbage) == 0 {
+		return err
+	}
+	var config Storage
+	if err := readDocument(storagePath(dir), &config); err != nil {
+		return err
+	}
+	if config.Objects == nil {
+		return corrupt("%s names no object store, but %d segments are in one", storagePath(dir), len(refs)+len(garbage))
+	}
+	objects, err := objectstore.Open(*config.Objects)
+	if err != nil {
 		return err
 	}
 	for _, path := range append(refs, garbage...) {
@@ -347,9 +362,33 @@ func removeObjects(ctx context.Context, st *storage) error {
 		if err := readDocument(path, &ref); err != nil {
 			continue // its object cannot be named any more
 		}
-		if err := removeObject(ctx, st.objects, ref); err != nil {
+		if err := removeObject(ctx, objects, ref); err != nil {
 			return fmt.Errorf("object %s stays: %w", ref.Object, err)
 		}
 	}
 	return nil
+}
+
+// HasLocal reports whether the data of a point up to upTo is in a local file.
+func (r *Replica) HasLocal(upTo switchback.Sequence) bool {
+	files, _ := filepath.Glob(filepath.Join(r.dir, segmentDir, "*"+segmentSuffix)) // the pattern is well formed
+	for _, f := range files {
+		if seq, ok := segmentSequence(filepath.Base(f)); ok && seq <= upTo {
+			return true
+		}
+	}
+	return false
+}
+
+// StorageStatus says whether new points are sealed, and how many points' data is
+// in which object store.
+func (r *Replica) StorageStatus() (sealed bool, offloaded int, place string) {
+	r.mu.Lock()
+	st := r.storage
+	r.mu.Unlock()
+	if st.objects != nil {
+		refs, _, _ := listReferences(r.dir) // for display
+		offloaded, place = len(refs), st.objects.String()
+	}
+	return st.config.Seal, offloaded, place
 }

@@ -547,10 +547,6 @@ func Remove(dir string) error {
 		return err
 	}
 	defer lock.Close()
-	st, err := openStorage(dir, "")
-	if err != nil {
-		return err
-	}
 	pins, err := readPins(dir)
 	if err != nil {
 		return err
@@ -559,7 +555,7 @@ func Remove(dir string) error {
 		return switchback.Errorf(switchback.CodeRefused, "replica %s is pinned at point %d by %s", dir, p.Sequence, p.Name).
 			WithHint("end what uses it first")
 	}
-	if err := removeObjects(context.Background(), st); err != nil {
+	if err := RemoveObjects(context.Background(), dir); err != nil {
 		return err
 	}
 	// The manifest goes first, so that a crash leaves no half of a replica.

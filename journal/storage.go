@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"time"
 
 	"github.com/switchback-dr/switchback"
@@ -243,8 +244,12 @@ func (r *Replica) changeStorage(ctx context.Context, change func(*Storage) error
 	r.mu.Lock()
 	next := &storage{dir: r.dir, protection: r.manifest.Protection, config: r.storage.config}
 	r.mu.Unlock()
+	before := next.config
 	if err := change(&next.config); err != nil {
 		return err
+	}
+	if reflect.DeepEqual(before, next.config) {
+		return nil
 	}
 	if err := next.open(); err != nil {
 		return err

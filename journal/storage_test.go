@@ -148,7 +148,7 @@ func TestSealedReplica(t *testing.T) {
 }
 
 func TestOffload(t *testing.T) {
-	srv := s3test.Start(t)
+	srv := s3test.Start(t, "127.0.0.1")
 	srv.MakeBucket("points", true)
 	place := srv.Config("points", "riga")
 	w := newWorld(t, 22)

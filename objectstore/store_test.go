@@ -36,7 +36,7 @@ func want(t *testing.T, what string, err error, code switchback.Code) {
 }
 
 func TestStore(t *testing.T) {
-	srv := s3test.Start(t)
+	srv := s3test.Start(t, "127.0.0.1")
 	srv.MakeBucket("points", true)
 	srv.MakeBucket("plain", false)
 	open := func(bucket, prefix string) *objectstore.Store {

@@ -11,6 +11,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agent"
 	"github.com/switchback-dr/switchback/hypervisor/libvirt"
+	"github.com/switchback-dr/switchback/seal"
 )
 
 // agentCommand runs the agent; its subcommands join and list.
@@ -28,7 +29,26 @@ func (c *cli) agentCommand() *cobra.Command {
 	f.StringVar(&cfg.LibvirtPIDFile, "libvirt-pid", "/run/libvirtd.pid", "libvirtd's pid file, to tell it about the hook")
 	f.Int64Var(&cfg.StorageReserveBytes, "storage-reserve", 256<<20, "bytes kept free in the storage")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
+	var keys seal.Source
+	var keyCommand, objects string
+	f.StringVar(&keys.File, "encryption-key-file", "", "key file for encrypted replicas ('switchback key new FILE' makes one)")
+	f.StringVar(&keyCommand, "encryption-command", "", "program, with arguments, that wraps and unwraps their data keys instead")
+	f.StringVar(&objects, "object-store", "", "file that names the object store for old points, as JSON")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		keys.Command = strings.Fields(keyCommand)
+		if keys.File != "" || len(keys.Command) > 0 {
+			if _, err := keys.Wrapper(); err != nil {
+				return err
+			}
+			cfg.KeySource = &keys
+		}
+		if objects != "" {
+			place, err := readObjectStore(objects)
+			if err != nil {
+				return err
+			}
+			cfg.Objects = &place
+		}
 		log, err := newLogger(cmd.ErrOrStderr(), logLevel)
 		if err != nil {
 			return err

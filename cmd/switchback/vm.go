@@ -26,6 +26,8 @@ func (c *cli) vmCommand() *cobra.Command {
 		cmd.Flags().DurationVar(&policy.Interval, "interval", policy.Interval, "time between recovery points, from 1s")
 		retentionFlags(cmd, &policy)
 		cmd.Flags().StringVar(&policy.Compression, "compression", policy.Compression, "auto, none, s2 or zstd")
+		cmd.Flags().BoolVar(&policy.Encrypt, "encrypt", policy.Encrypt, "encrypt points where they are kept")
+		cmd.Flags().DurationVar(&policy.OffloadAfter, "offload-after", policy.OffloadAfter, "age at which points move to the object store of the target's agent; 0 = never")
 	}
 	protect := c.vmOperation(recovery.Protect, "protect VM", "Replicate a VM to another site", func(req *api.OperationRequest, _ *cobra.Command) {
 		req.From, req.To, req.Networks, req.Policy = switchback.SiteID(protectFrom), switchback.SiteID(protectTo), networks, &policy
@@ -51,8 +53,14 @@ func (c *cli) vmCommand() *cobra.Command {
 			policy.Interval = v.Policy.Interval
 		}
 		keepUnnamed(cmd, &policy, v.Policy)
-		if !cmd.Flags().Changed("compression") {
-			policy.Compression = v.Policy.Compression
+		for name, keep := range map[string]func(){
+			"compression":   func() { policy.Compression = v.Policy.Compression },
+			"encrypt":       func() { policy.Encrypt = v.Policy.Encrypt },
+			"offload-after": func() { policy.OffloadAfter = v.Policy.OffloadAfter },
+		} {
+			if !cmd.Flags().Changed(name) {
+				keep()
+			}
 		}
 		return editPlain(cmd, args)
 	}

@@ -26,8 +26,8 @@ type Server struct {
 	cmd  *exec.Cmd
 }
 
-// Start starts a server that ends with the test.
-func Start(t *testing.T) *Server {
+// Start starts a server on an address of this machine, such as 127.0.0.1. It ends with the test.
+func Start(t *testing.T, host string) *Server {
 	t.Helper()
 	_, file, _, _ := runtime.Caller(0)
 	cmd := exec.Command(filepath.Join(filepath.Dir(file), "../../scripts/install-versitygw.sh"))
@@ -36,7 +36,7 @@ func Start(t *testing.T) *Server {
 	if err != nil {
 		t.Fatalf("the S3 server cannot be built: %v", err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/objectstore"
+	"github.com/switchback-dr/switchback/seal"
+)
+
+// keyCommand makes the keys that agents wrap data keys with.
+func keyCommand() *cobra.Command {
+	key := &cobra.Command{Use: "key", Short: "Keys for encrypted replicas"}
+	key.AddCommand(&cobra.Command{Use: "new FILE", Short: "Make a key file for agents (--encryption-key-file)", Args: one("FILE"), RunE: func(cmd *cobra.Command, args []string) error {
+		if err := seal.MakeKeyFile(args[0]); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s made. Keep a copy at another place: without it the points encrypted under it are lost.\n", args[0])
+		return err
+	}})
+	return key
+}
+
+// readObjectStore reads the file that names an agent's object store.
+func readObjectStore(file string) (objectstore.Config, error) {
+	var c objectstore.Config
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return c, switchback.Errorf(switchback.CodeInvalid, "object store: %w", err)
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&c); err != nil {
+		return c, switchback.Errorf(switchback.CodeInvalid, "object store: %s: %w", file, err).
+			WithHint(`it holds {"endpoint": …, "bucket": …, "prefix": …, "region": …, "credentials_file": …}`)
+	}
+	return c, c.Validate()
+}
