@@ -192,38 +192,37 @@ func (w *mergeWriter) disk(disk uint16, o *overlay) error {
 	var live []liveExtent
 	for _, e := range o.live {
 		switch {
-		case e.pos >= 0:
+		case !e.zero():
 			live = append(live, e)
-		case e.segment >= 0: // the rest is zero since the disk is fresh
-			d.zero = appendExtent(d.zero, extent.Range{Offset: e.offset, Length: e.end() - e.offset})
+		case e.segment() >= 0: // the rest is zero since the disk is fresh
+			d.zero = appendExtent(d.zero, extent.Range{Offset: e.offset(), Length: e.length()})
 		}
 	}
 	slices.SortFunc(live, func(a, b liveExtent) int {
-		return cmp.Or(cmp.Compare(a.segment, b.segment), cmp.Compare(a.pos, b.pos))
+		return cmp.Or(cmp.Compare(a.segment(), b.segment()), cmp.Compare(a.pos(), b.pos()))
 	})
 	for len(live) > 0 {
 		// The extents that begin in one frame; one that goes on is cut at its end.
-		e := &live[0]
-		s := o.segments[e.segment]
-		from := &s.index.disks[o.disk[e.segment]]
-		k := from.frameAt(e.pos)
+		e := live[0]
+		s := o.segments[e.segment()]
+		from := &s.index.disks[o.disk[e.segment()]]
+		k := from.frameAt(e.pos())
 		if k < 0 {
-			return switchback.Errorf(switchback.CodeInternal, "position %d is in no frame", e.pos)
+			return switchback.Errorf(switchback.CodeInternal, "position %d is in no frame", e.pos())
 		}
 		n := from.frames[k]
 		start, length := from.starts[k], int64(s.index.frames[n].rawLength())
 		var parts []liveExtent
 		var sum int64
-		for len(live) > 0 && live[0].segment == e.segment && live[0].pos < start+length {
+		for len(live) > 0 && live[0].segment() == e.segment() && live[0].pos() < start+length {
 			part := live[0]
-			size := int64(part.sectors) * sector
-			if rest := part.pos + size - (start + length); rest > 0 {
-				part.sectors -= uint32(rest / sector)
-				live[0].offset, live[0].pos, live[0].sectors = part.end(), start+length, uint32(rest/sector)
-				parts, sum = append(parts, part), sum+size-rest
-				break
+			if rest := part.pos() + part.length() - (start + length); rest > 0 {
+				part = newLive(part.offset(), part.pos(), part.sectors()-rest/sector, part.segment())
+				live[0] = newLive(part.end(), start+length, rest/sector, part.segment())
+			} else {
+				live = live[1:]
 			}
-			parts, sum, live = append(parts, part), sum+size, live[1:]
+			parts, sum = append(parts, part), sum+part.length()
 		}
 		if err := w.frame(disk, s, n, start, parts, sum == length); err != nil {
 			return err
@@ -245,8 +244,8 @@ func (w *mergeWriter) frame(disk uint16, s *segment, n uint32, start int64, part
 	}
 	if !whole {
 		for _, e := range parts {
-			at := e.pos - start
-			if err := w.gather(disk, raw[at:at+int64(e.sectors)*sector], e.offset, f.codec); err != nil {
+			at := e.pos() - start
+			if err := w.gather(disk, raw[at:at+e.length()], e.offset(), f.codec); err != nil {
 				return err
 			}
 		}
@@ -255,7 +254,7 @@ func (w *mergeWriter) frame(disk uint16, s *segment, n uint32, start int64, part
 	f.disk = disk
 	places := make([]extent.Range, len(parts))
 	for i, e := range parts {
-		places[i] = extent.Range{Offset: e.offset, Length: int64(e.sectors) * sector}
+		places[i] = extent.Range{Offset: e.offset(), Length: e.length()}
 	}
 	return w.emit(f, record, places)
 }
