@@ -21,6 +21,10 @@
 //	boot_ratio         start to CHECKED line, overlay on a view  plain qcow2 with the same content
 //	view_seq           nbdcopy of a view to null:                of qemu-nbd on a raw file with the same content
 //	view_rand4k        random 4 KiB reads, depth 16              the same
+//	journal_space      bytes of the segments                     bare zstd of the changed blocks, in 64 KiB pieces
+//	fold_throughput    live bytes folded per second              sequential write of as many bytes, synced
+//	merge_throughput   stored bytes merged per second            the same
+//	view_bytes_per_extent  memory of an open view per extent     a plain table of as many: the goal is for ours alone
 //
 // The report is a list of entries (type entry) as JSON. A measure without its
 // peer or with too few samples is a failure, as is a copy that is not equal to
@@ -123,6 +127,8 @@ var measures = []measure{
 	{[]string{"view_seq", "view_rand4k"}, measureView},
 	{[]string{"boot_ratio"}, measureBoot},
 	{[]string{"guest_p99", "guest_p50"}, measureGuest},
+	{[]string{"journal_space", "fold_throughput", "merge_throughput"}, measureJournal},
+	{[]string{"view_bytes_per_extent"}, measureViewMemory},
 }
 
 func (c config) wants(name string) bool { return len(c.only) == 0 || slices.Contains(c.only, name) }

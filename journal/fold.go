@@ -146,7 +146,7 @@ func foldDisk(ctx context.Context, g DiskGeometry, o *overlay, cache *frameCache
 	group.SetLimit(writeDepth)
 	o.chunks(func(at extent.Range, parts []liveExtent) bool {
 		group.Go(func() error {
-			if parts[0].pos < 0 {
+			if parts[0].zero() {
 				return writeBase(gctx, w, g.Name, nil, at)
 			}
 			if err := pace(gctx, at.Length); err != nil {
@@ -154,8 +154,8 @@ func foldDisk(ctx context.Context, g DiskGeometry, o *overlay, cache *frameCache
 			}
 			p := make([]byte, at.Length)
 			for i := range parts {
-				e := &parts[i]
-				from, to := max(e.offset, at.Offset), min(e.end(), at.End())
+				e := parts[i]
+				from, to := max(e.offset(), at.Offset), min(e.end(), at.End())
 				if err := o.read(cache, e, p[from-at.Offset:to-at.Offset], from); err != nil {
 					return err
 				}
@@ -179,22 +179,22 @@ func (o *overlay) chunks(yield func(at extent.Range, parts []liveExtent) bool) {
 	for i := 0; i < len(o.live); {
 		// [i, j) is contiguous and of one sort
 		j := i + 1
-		for j < len(o.live) && o.live[j].offset == o.live[j-1].end() && (o.live[j].pos < 0) == (o.live[i].pos < 0) {
+		for j < len(o.live) && o.live[j].offset() == o.live[j-1].end() && o.live[j].zero() == o.live[i].zero() {
 			j++
 		}
 		size := int64(foldChunk)
-		if o.live[i].pos < 0 {
+		if o.live[i].zero() {
 			size = maxZeroes
 		}
 		end := o.live[j-1].end()
 		first := i
-		for at := o.live[i].offset; at < end; {
+		for at := o.live[i].offset(); at < end; {
 			stop := min(end, at-at%size+size)
 			for o.live[first].end() <= at {
 				first++
 			}
 			last := first + 1
-			for last < j && o.live[last].offset < stop {
+			for last < j && o.live[last].offset() < stop {
 				last++
 			}
 			if !yield(extent.Range{Offset: at, Length: stop - at}, o.live[first:last]) {
@@ -211,14 +211,14 @@ func (o *overlay) chunks(yield func(at extent.Range, parts []liveExtent) bool) {
 func (o *overlay) verify(ctx context.Context, cache *frameCache) error {
 	seen := map[frameKey]bool{}
 	for i := range o.live {
-		e := &o.live[i]
-		if e.pos < 0 {
+		e := o.live[i]
+		if e.zero() {
 			continue
 		}
-		s := o.segments[e.segment]
-		d := &s.index.disks[o.disk[e.segment]]
-		end := e.pos + int64(e.sectors)*sector
-		for k := d.frameAt(e.pos); k < len(d.frames) && d.starts[k] < end; k++ {
+		s := o.segments[e.segment()]
+		d := &s.index.disks[o.disk[e.segment()]]
+		end := e.pos() + e.length()
+		for k := d.frameAt(e.pos()); k < len(d.frames) && d.starts[k] < end; k++ {
 			key := frameKey{s, d.frames[k]}
 			if seen[key] {
 				continue

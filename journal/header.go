@@ -122,6 +122,9 @@ func (h Header) Validate() error {
 			return switchback.Errorf(switchback.CodeInvalid, "disk name %q is empty or not unique", d.Name)
 		}
 		seen[d.Name] = true
+		if d.SizeBytes > maxDisk {
+			return switchback.Errorf(switchback.CodeInvalid, "disk %s has %d bytes, more than %d TiB", d.Name, d.SizeBytes, maxDisk>>40)
+		}
 		if d.SizeBytes <= 0 || d.SizeBytes%sector != 0 {
 			return switchback.Errorf(switchback.CodeInvalid, "disk %s has %d bytes, not a multiple of %d", d.Name, d.SizeBytes, sector)
 		}

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"sync"
 
 	"github.com/zeebo/xxh3"
 
@@ -152,7 +154,6 @@ type mergeWriter struct {
 	offset int64 // in the file
 	ix     index
 	record [frameHeadSize + maxFrame]byte
-	raw    [maxFrame]byte
 	// pieces of frames that did not survive whole, to be a frame of their own
 	gathered []byte
 	places   []extent.Range
@@ -189,72 +190,126 @@ func (w *mergeWriter) disk(disk uint16, o *overlay) error {
 	var live []liveExtent
 	for _, e := range o.live {
 		switch {
-		case e.pos >= 0:
+		case !e.zero():
 			live = append(live, e)
-		case e.segment >= 0: // the rest is zero since the disk is fresh
-			d.zero = appendExtent(d.zero, extent.Range{Offset: e.offset, Length: e.end() - e.offset})
+		case e.segment() >= 0: // the rest is zero since the disk is fresh
+			d.zero = appendExtent(d.zero, extent.Range{Offset: e.offset(), Length: e.length()})
 		}
 	}
 	slices.SortFunc(live, func(a, b liveExtent) int {
-		return cmp.Or(cmp.Compare(a.segment, b.segment), cmp.Compare(a.pos, b.pos))
+		return cmp.Or(cmp.Compare(a.segment(), b.segment()), cmp.Compare(a.pos(), b.pos()))
 	})
-	for len(live) > 0 {
-		// The extents that begin in one frame; one that goes on is cut at its end.
-		e := &live[0]
-		s := o.segments[e.segment]
-		from := &s.index.disks[o.disk[e.segment]]
-		k := from.frameAt(e.pos)
-		if k < 0 {
-			return switchback.Errorf(switchback.CodeInternal, "position %d is in no frame", e.pos)
-		}
-		n := from.frames[k]
-		start, length := from.starts[k], int64(s.index.frames[n].rawLength())
-		var parts []liveExtent
-		var sum int64
-		for len(live) > 0 && live[0].segment == e.segment && live[0].pos < start+length {
-			part := live[0]
-			size := int64(part.sectors) * sector
-			if rest := part.pos + size - (start + length); rest > 0 {
-				part.sectors -= uint32(rest / sector)
-				live[0].offset, live[0].pos, live[0].sectors = part.end(), start+length, uint32(rest/sector)
-				parts, sum = append(parts, part), sum+size-rest
-				break
+	// Frames are read and verified ahead; they are written in their order.
+	ctx, cancel := context.WithCancel(w.ctx)
+	defer cancel()
+	queue := make(chan *survivor, 2*runtime.GOMAXPROCS(0))
+	go func() {
+		defer close(queue)
+		for len(live) > 0 {
+			var f *survivor
+			f, live = nextSurvivor(o, live)
+			if f.err == nil {
+				f.err = pace(ctx, int64(f.segment.index.frames[f.number].stored))
 			}
-			parts, sum, live = append(parts, part), sum+size, live[1:]
+			queue <- f
+			if f.err != nil {
+				close(f.ready)
+				return
+			}
+			go f.load()
 		}
-		if err := w.frame(disk, s, n, start, parts, sum == length); err != nil {
-			return err
+	}()
+	var failed error
+	for f := range queue {
+		<-f.ready
+		if failed == nil {
+			if failed = f.err; failed == nil {
+				failed = w.frame(disk, f)
+			}
+			if failed != nil {
+				cancel() // the rest is waited for: it reads files that are closed soon
+			}
 		}
+		survivors.Put(f)
+	}
+	if err := w.ctx.Err(); err != nil {
+		return switchback.Errorf(switchback.CodeCancelled, "merge: %w", err)
+	}
+	if failed != nil {
+		return failed
 	}
 	return w.flush(disk)
 }
 
-// frame takes over what parts say of frame n, which begins at start in the
-// stream of its disk.
-func (w *mergeWriter) frame(disk uint16, s *segment, n uint32, start int64, parts []liveExtent, whole bool) error {
-	f := s.index.frames[n]
-	if err := pace(w.ctx, int64(f.stored)); err != nil {
-		return switchback.Errorf(switchback.CodeCancelled, "merge: %w", err)
+// survivor is a frame of which something is live.
+type survivor struct {
+	segment *segment
+	number  uint32
+	start   int64 // in the stream of the disk
+	parts   []liveExtent
+	whole   bool
+	ready   chan struct{} // closed when what follows is set
+	err     error
+	record  [frameHeadSize + maxFrame]byte // room for the head, and the stored bytes
+	raw     [maxFrame]byte
+}
+
+var survivors = sync.Pool{New: func() any { return new(survivor) }}
+
+// nextSurvivor takes the extents that lie in one frame from the front of live; one
+// that goes on is cut at the frame's end.
+func nextSurvivor(o *overlay, live []liveExtent) (*survivor, []liveExtent) {
+	f := survivors.Get().(*survivor)
+	e := live[0]
+	f.segment, f.parts, f.err, f.ready = o.segments[e.segment()], f.parts[:0], nil, make(chan struct{})
+	from := &f.segment.index.disks[o.disk[e.segment()]]
+	k := from.frameAt(e.pos())
+	if k < 0 { // the index was checked: cannot be
+		f.err = switchback.Errorf(switchback.CodeInternal, "position %d is in no frame", e.pos())
+		return f, nil
 	}
-	raw, record := w.raw[:f.rawLength()], w.record[:frameHeadSize+int(f.stored)]
-	if err := s.loadStored(n, raw, record[frameHeadSize:]); err != nil {
-		return err
+	f.number, f.start = from.frames[k], from.starts[k]
+	length := int64(f.segment.index.frames[f.number].rawLength())
+	var sum int64
+	for len(live) > 0 && live[0].segment() == e.segment() && live[0].pos() < f.start+length {
+		part := live[0]
+		if rest := part.pos() + part.length() - (f.start + length); rest > 0 {
+			part = newLive(part.offset(), part.pos(), part.sectors()-rest/sector, part.segment())
+			live[0] = newLive(part.end(), f.start+length, rest/sector, part.segment())
+		} else {
+			live = live[1:]
+		}
+		f.parts, sum = append(f.parts, part), sum+part.length()
 	}
-	if !whole {
-		for _, e := range parts {
-			at := e.pos - start
-			if err := w.gather(disk, raw[at:at+int64(e.sectors)*sector], e.offset, f.codec); err != nil {
+	f.whole = sum == length
+	return f, live
+}
+
+// load reads and verifies the frame.
+func (f *survivor) load() {
+	defer close(f.ready)
+	x := &f.segment.index.frames[f.number]
+	f.err = f.segment.loadStored(f.number, f.raw[:x.rawLength()], f.record[frameHeadSize:][:x.stored])
+}
+
+// frame takes over what is live of a frame.
+func (w *mergeWriter) frame(disk uint16, f *survivor) error {
+	x := f.segment.index.frames[f.number]
+	if !f.whole {
+		for _, e := range f.parts {
+			at := e.pos() - f.start
+			if err := w.gather(disk, f.raw[at:at+e.length()], e.offset(), x.codec); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	f.disk = disk
-	places := make([]extent.Range, len(parts))
-	for i, e := range parts {
-		places[i] = extent.Range{Offset: e.offset, Length: int64(e.sectors) * sector}
+	x.disk = disk
+	places := make([]extent.Range, len(f.parts))
+	for i, e := range f.parts {
+		places[i] = extent.Range{Offset: e.offset(), Length: e.length()}
 	}
-	return w.emit(f, record, places)
+	return w.emit(x, f.record[:frameHeadSize+int(x.stored)], places)
 }
 
 // gather adds a piece to the frame of pieces.

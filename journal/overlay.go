@@ -2,22 +2,50 @@ package journal
 
 import (
 	"container/heap"
-	"math"
 	"slices"
 	"sort"
 
 	"github.com/switchback-dr/switchback"
 )
 
-// liveExtent is a range of a disk that a segment provides at a point.
-type liveExtent struct {
-	offset  int64  // on the disk
-	pos     int64  // in the disk's stream of the segment; -1 for zeros
-	sectors uint32 // length
-	segment int32  // which of the open segments; -1 for zeros that no segment holds
+// liveExtent is a range of a disk that a segment provides at a point. A view may
+// hold millions, so that they are packed: offset (40 bits) and length (24), position
+// plus 1 (40) and segment plus 1 (24), all but the last in sectors.
+type liveExtent [2]uint64
+
+const (
+	lowBits = 24
+	maxLive = 1<<lowBits - 1 // sectors in one extent
+	maxDisk = sector << 39   // bytes of a disk
+)
+
+// newLive packs; pos is -1 for zeros, segment -1 for zeros that no segment holds.
+func newLive(offset, pos, sectors int64, segment int32) liveExtent {
+	if pos >= 0 {
+		pos /= sector
+	}
+	return liveExtent{uint64(offset/sector)<<lowBits | uint64(sectors), uint64(pos+1)<<lowBits | uint64(segment+1)}
 }
 
-func (e *liveExtent) end() int64 { return e.offset + int64(e.sectors)*sector }
+// offset is on the disk.
+func (e liveExtent) offset() int64  { return int64(e[0]>>lowBits) * sector }
+func (e liveExtent) sectors() int64 { return int64(e[0] & maxLive) }
+func (e liveExtent) length() int64  { return e.sectors() * sector }
+func (e liveExtent) end() int64     { return e.offset() + e.length() }
+
+// zero reports whether the range reads as zeros.
+func (e liveExtent) zero() bool { return e[1]>>lowBits == 0 }
+
+// pos is in the disk's stream of the segment; negative for zeros.
+func (e liveExtent) pos() int64 {
+	if e.zero() {
+		return -1
+	}
+	return (int64(e[1]>>lowBits) - 1) * sector
+}
+
+// segment says which of the open segments; -1 for zeros that no segment holds.
+func (e liveExtent) segment() int32 { return int32(e[1]&maxLive) - 1 }
 
 // candidate is an extent of one segment before it is known what newer ones hide.
 type candidate struct {
@@ -90,17 +118,16 @@ func merge(all []candidate, size int64) []liveExtent {
 
 // appendLive adds [at, end), growing the last extent when it is continued.
 func appendLive(out []liveExtent, at, end, pos int64, segment int32) []liveExtent {
-	const most = math.MaxUint32
-	if n := len(out); n > 0 && out[n-1].end() == at && out[n-1].segment == segment && int64(out[n-1].sectors)+(end-at)/sector <= most {
-		last := &out[n-1]
-		if pos < 0 && last.pos < 0 || pos >= 0 && last.pos >= 0 && last.pos+at-last.offset == pos {
-			last.sectors += uint32((end - at) / sector)
+	if n := len(out); n > 0 && out[n-1].end() == at && out[n-1].segment() == segment && out[n-1].sectors()+(end-at)/sector <= maxLive {
+		last := out[n-1]
+		if pos < 0 && last.zero() || pos >= 0 && !last.zero() && last.pos()+last.length() == pos {
+			out[n-1] = newLive(last.offset(), last.pos(), last.sectors()+(end-at)/sector, segment)
 			return out
 		}
 	}
 	for at < end {
-		n := min(end-at, most*sector)
-		out = append(out, liveExtent{at, pos, uint32(n / sector), segment})
+		n := min(end-at, maxLive*sector)
+		out = append(out, newLive(at, pos, n/sector, segment))
 		at += n
 		if pos >= 0 {
 			pos += n
@@ -151,7 +178,7 @@ func newOverlay(name string, size int64, segments []*segment, inBase bool) *over
 	if !o.onBase {
 		all = append(all, candidate{0, size, -1, -1})
 	}
-	o.live = slices.Clip(merge(all, size))
+	o.live = slices.Clone(merge(all, size)) // without room to grow
 	return o
 }
 
@@ -167,14 +194,14 @@ func (o *overlay) find(off int64) int {
 
 // read fills p from the live extent e, beginning at disk offset off; [off,
 // off+len(p)) must lie in e.
-func (o *overlay) read(cache *frameCache, e *liveExtent, p []byte, off int64) error {
-	if e.pos < 0 {
+func (o *overlay) read(cache *frameCache, e liveExtent, p []byte, off int64) error {
+	if e.zero() {
 		clear(p)
 		return nil
 	}
-	s := o.segments[e.segment]
-	d := &s.index.disks[o.disk[e.segment]]
-	pos := e.pos + off - e.offset
+	s := o.segments[e.segment()]
+	d := &s.index.disks[o.disk[e.segment()]]
+	pos := e.pos() + off - e.offset()
 	for i := d.frameAt(pos); len(p) > 0; i++ {
 		if i < 0 || i >= len(d.frames) { // the index was checked: cannot be
 			return switchback.Errorf(switchback.CodeInternal, "position %d is in no frame", pos)

@@ -83,6 +83,15 @@ type segment struct {
 	size   int64
 	point  switchback.Point
 	index  *index // nil until loadIndex
+	forgot bool   // the index has no extents any more
+}
+
+// forgetExtents frees what only the making of overlays needs.
+func (s *segment) forgetExtents() {
+	for i := range s.index.disks {
+		s.index.disks[i].data, s.index.disks[i].zero = nil, nil
+	}
+	s.forgot = true
 }
 
 // openSegment opens a segment, wherever it is, and reads header and footer, not
@@ -240,6 +249,13 @@ func (s *segment) loadStored(n uint32, raw, stored []byte) error {
 func (s *segment) frameDamage(n uint32, reason string) error {
 	f := &s.index.frames[n]
 	d := &s.index.disks[f.disk]
+	data := d.data
+	if s.forgot {
+		again := segment{path: s.path, file: s.file, head: s.head, header: s.header, foot: s.foot, size: s.size}
+		if again.loadIndex() == nil {
+			data = again.index.disks[f.disk].data
+		}
+	}
 	var start int64
 	for i, m := range d.frames {
 		if m == n {
@@ -249,7 +265,7 @@ func (s *segment) frameDamage(n uint32, reason string) error {
 	end := start + int64(f.rawLength())
 	damage := Damage{Segment: s.header.Sequence, File: s.path, Disk: s.header.Disks[f.disk].Name, Reason: reason}
 	var pos int64
-	for _, r := range d.data {
+	for _, r := range data {
 		from, to := max(start, pos), min(end, pos+r.Length)
 		if from < to {
 			damage.Ranges = append(damage.Ranges, extent.Range{Offset: r.Offset + from - pos, Length: to - from})

@@ -71,6 +71,9 @@ func (o ViewOptions) Open(dir string, seq switchback.Sequence) (*View, error) {
 				}
 			}
 		}
+		for _, s := range segments {
+			s.forgetExtents()
+		}
 		return v, nil
 	}
 }
@@ -236,14 +239,14 @@ func (d *DiskView) ReadAt(p []byte, off int64) (int, error) {
 	for i := d.find(off); done < len(p); {
 		at := off + int64(done)
 		part := p[done:]
-		if i < len(d.live) && d.live[i].offset <= at {
-			e := &d.live[i]
+		if i < len(d.live) && d.live[i].offset() <= at {
+			e := d.live[i]
 			part = part[:min(int64(len(part)), e.end()-at)]
 			err = d.read(d.cache, e, part, at)
 			i++
 		} else {
 			if i < len(d.live) {
-				part = part[:min(int64(len(part)), d.live[i].offset-at)]
+				part = part[:min(int64(len(part)), d.live[i].offset()-at)]
 			}
 			err = d.readBase(part, at)
 		}
@@ -295,15 +298,15 @@ func (d *DiskView) Extents(off, length int64) ([]Extent, error) {
 	}
 	end := off + length
 	for i := d.find(off); off < end; {
-		if i < len(d.live) && d.live[i].offset <= off {
-			e := &d.live[i]
-			add(min(end, e.end())-off, e.pos < 0)
+		if i < len(d.live) && d.live[i].offset() <= off {
+			e := d.live[i]
+			add(min(end, e.end())-off, e.zero())
 			i++
 			continue
 		}
 		stop := end
 		if i < len(d.live) {
-			stop = min(stop, d.live[i].offset)
+			stop = min(stop, d.live[i].offset())
 		}
 		if d.base != nil && off < d.base.Size() {
 			list, err := d.base.Extents(off, stop-off)

@@ -55,14 +55,14 @@ func TestMerge(t *testing.T) {
 		}
 		end := int64(-1)
 		for _, e := range merge(all, sectors*sector) {
-			if e.offset < end || e.sectors == 0 {
+			if e.offset() < end || e.sectors() == 0 {
 				t.Fatal("extents overlap")
 			}
 			end = e.end()
-			for i := e.offset / sector; i < e.end()/sector; i++ {
-				got[i] = origin{int64(e.segment), e.pos}
-				if e.pos >= 0 {
-					got[i].pos += i*sector - e.offset
+			for i := e.offset() / sector; i < e.end()/sector; i++ {
+				got[i] = origin{int64(e.segment()), e.pos()}
+				if e.pos() >= 0 {
+					got[i].pos += i*sector - e.offset()
 				}
 			}
 		}
