@@ -10,6 +10,10 @@ type Policy struct {
 	KeepPoints int `json:"keep_points"`
 	// Compression is "auto" (by link and processor speed), "none", "s2" or "zstd".
 	Compression string `json:"compression"`
+	// Checks judge the guest after each start: failover, failback, drill.
+	Checks []GuestCheck `json:"checks,omitempty"`
+	// Drill says how the VM is drilled without being asked; nil = not at all.
+	Drill *DrillPolicy `json:"drill,omitempty"`
 }
 
 // DefaultPolicy is used where the operator names none.
