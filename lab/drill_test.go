@@ -22,7 +22,7 @@ import (
 func (f *fixture) network(site, name, bridge, forward string, start bool) {
 	f.t.Helper()
 	file := filepath.Join(f.t.TempDir(), name+".xml")
-	f.must(os.WriteFile(file, []byte("<network><name>"+name+"</name>"+forward+"<bridge name='"+bridge+"' stp='off'/></network>"), 0o644))
+	f.must(os.WriteFile(file, []byte("<network><name>"+name+"</name>"+forward+"<bridge name='"+bridge+"'/></network>"), 0o644))
 	f.virsh(site, "net-define", file)
 	f.t.Cleanup(func() {
 		if start {
@@ -89,7 +89,7 @@ func TestDrill(t *testing.T) {
 	f.awaitLine(Primary, 0, "SB ACK")
 	f.protect()
 	f.network(Recovery, "quiet", "sbquiet0", "", true)
-	f.network(Recovery, "uplink", "sbuplink0", "<forward mode='route'/>", false)
+	f.network(Recovery, "uplink", "sbuplink0", "<forward mode='bridge'/>", false)
 	f.network(Recovery, "asleep", "sbasleep0", "", false)
 	for _, c := range []struct {
 		name    string
@@ -99,14 +99,14 @@ func TestDrill(t *testing.T) {
 	}{
 		{"no network named", api.DrillRequest{}, switchback.CodeInvalid, "no network for the drill"},
 		{"unknown", api.DrillRequest{Network: "nowhere"}, switchback.CodeRefused, "no libvirt network of that name"},
-		{"routed", api.DrillRequest{Network: "uplink"}, switchback.CodeRefused, `forward mode is "route"`},
+		{"bridged", api.DrillRequest{Network: "uplink"}, switchback.CodeRefused, `forward mode is "bridge"`},
 		{"inactive", api.DrillRequest{Network: "asleep"}, switchback.CodeRefused, "net-start asleep"},
 	} {
 		f.refused(recovery.TestFailover, api.OperationRequest{DryRun: true, Drill: &c.drill}, c.code, c.because)
 	}
 	refused := f.end(f.begin(recovery.TestFailover, api.OperationRequest{Drill: &api.DrillRequest{Network: "uplink"}}))
 	if refused.State == operation.StateSucceeded || refused.Error == nil || !strings.Contains(refused.Error.Error(), "can reach production") {
-		t.Errorf("a drill on a routed network is %s: %v", refused.State, refused.Error)
+		t.Errorf("a drill on a bridged network is %s: %v", refused.State, refused.Error)
 	}
 
 	t.Run("Passes", func(t *testing.T) {

@@ -210,6 +210,8 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 		if params(&prepare); prepare.DryRun {
 			dry = " dry"
 		}
+	case agentapi.ActionDrillPreflight:
+		dry = " dry"
 	case agentapi.ActionRetire:
 		var p agentapi.RetireParams
 		if params(&p); p.Undefine {

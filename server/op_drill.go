@@ -434,6 +434,8 @@ func (s *Server) stopDrills(ctx context.Context, r *operation.Run, p switchback.
 			r.Log(slog.LevelWarn, "the drill under way cannot be cancelled", "drill", id, "error", err)
 		}
 		r.Log(slog.LevelInfo, "the drill under way is cleared first", "drill", id)
+	} else if !s.keepsDrills(ctx, p) {
+		return
 	}
 	var out agentapi.DrillCleanResult
 	if err := s.do(ctx, r, p.TargetAgent, p.Epoch, agentapi.ActionDrillClean, agentapi.DrillParams{}, &out); err != nil {
@@ -441,6 +443,23 @@ func (s *Server) stopDrills(ctx context.Context, r *operation.Run, p switchback.
 	} else if len(out.Removed) > 0 {
 		r.Log(slog.LevelInfo, "drill cleared", "removed", strings.Join(out.Removed, ", "))
 	}
+}
+
+// keepsDrills reports whether the target's agent last said that it has drills of
+// the VM. One that it has not spoken of is cleared when the VM becomes active there.
+func (s *Server) keepsDrills(ctx context.Context, p switchback.Protection) bool {
+	a, err := s.store.Agent(ctx, p.TargetAgent)
+	if err != nil {
+		return false
+	}
+	if v := s.agentView(a); v.Status != nil {
+		for _, st := range v.Status.VMs {
+			if st.Protection == p.ID && len(st.Drills) > 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // cleanDrillSteps clear what ended drills have left.

@@ -62,7 +62,7 @@ func TestDryRuns(t *testing.T) {
 				if !a.Allowed || a.Kind == recovery.Retry {
 					continue
 				}
-				plans[a.Kind] = dry(a.Kind, api.OperationRequest{})
+				plans[a.Kind] = dry(a.Kind, api.OperationRequest{Drill: &api.DrillRequest{NoNetwork: true}})
 			}
 			if d := cmp.Diff(before, f.web()); d != "" || operations() != n {
 				t.Errorf("%s: dry runs change %s, or begin one of %d operations", before.Phase, d, operations()-n)
