@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"context"
 	"image/png"
 	"os"
 	"path/filepath"
@@ -26,9 +27,9 @@ func (f *fixture) network(site, name, bridge, forward string, start bool) {
 	f.virsh(site, "net-define", file)
 	f.t.Cleanup(func() {
 		if start {
-			f.Virsh(f.t.Context(), site, "net-destroy", name)
+			f.Virsh(context.Background(), site, "net-destroy", name)
 		}
-		f.Virsh(f.t.Context(), site, "net-undefine", name)
+		f.Virsh(context.Background(), site, "net-undefine", name)
 	})
 	if start {
 		f.virsh(site, "net-start", name)
@@ -85,9 +86,13 @@ func (f *fixture) report() api.DrillReport {
 // replication go on; failing checks fail it; agent and server may die in it; a
 // failover sweeps it away. It leaves its report and nothing else.
 func TestDrill(t *testing.T) {
-	f := bootGuest(t, Guest{Name: "drill", Screen: true})
-	f.awaitLine(Primary, 0, "SB ACK")
-	f.protect()
+	wires := &fixture{bed: &shared, t: t}
+	wires.network(Primary, "lan", "sblan0", "", true)
+	wires.network(Recovery, "lan-away", "sblan0", "", true)
+	f := addGuest(t, Guest{Name: "drill", Wire: "lan", Screen: true})
+	policy := testPolicy()
+	policy.Checks = parseChecks(t, "power", "console:^SB ACK")
+	f.operate(recovery.Protect, api.OperationRequest{To: Recovery, Policy: policy, Networks: map[string]string{"lan": "lan-away"}})
 	f.network(Recovery, "quiet", "sbquiet0", "", true)
 	f.network(Recovery, "uplink", "sbuplink0", "<forward mode='bridge'/>", false)
 	f.network(Recovery, "asleep", "sbasleep0", "", false)
@@ -100,6 +105,7 @@ func TestDrill(t *testing.T) {
 		{"no network named", api.DrillRequest{}, switchback.CodeInvalid, "no network for the drill"},
 		{"unknown", api.DrillRequest{Network: "nowhere"}, switchback.CodeRefused, "no libvirt network of that name"},
 		{"bridged", api.DrillRequest{Network: "uplink"}, switchback.CodeRefused, `forward mode is "bridge"`},
+		{"where the VM would be after a failover", api.DrillRequest{Network: "lan-away"}, switchback.CodeRefused, "a protected VM uses it"},
 		{"inactive", api.DrillRequest{Network: "asleep"}, switchback.CodeRefused, "net-start asleep"},
 	} {
 		f.refused(recovery.TestFailover, api.OperationRequest{DryRun: true, Drill: &c.drill}, c.code, c.because)
@@ -117,6 +123,9 @@ func TestDrill(t *testing.T) {
 			Checks: parseChecks(t, "power", "agent", "console:^SB ACK", "exec:test -d /proc/1", "tcp:192.0.2.1:9;retries=1:optional")}})
 		d := *sum.Drill
 		t.Logf("guest up after %v, checked after %v; %+v", d.GuestUpAt.Sub(d.RequestedAt), d.CheckedAt.Sub(d.RequestedAt), d.Checks)
+		if live := d.Networks; !slices.Equal(live, []string{"quiet"}) {
+			t.Errorf("it was on %v", live)
+		}
 		if !d.Passed || !d.Judged || d.Domain == "" || len(d.Left) > 0 || d.BytesWritten == 0 || len(d.Checks) != 5 || d.Checks[4].Passed {
 			t.Errorf("report %+v", d)
 		}
@@ -179,8 +188,7 @@ func TestDrill(t *testing.T) {
 		g := *f
 		g.t = t
 		before := g.newest()
-		id := g.begin(recovery.TestFailover, api.OperationRequest{Drill: &api.DrillRequest{Network: "quiet", Keep: 10 * time.Minute,
-			Checks: parseChecks(t, "console:^SB ACK")}})
+		id := g.begin(recovery.TestFailover, api.OperationRequest{Drill: &api.DrillRequest{Network: "quiet", Keep: 10 * time.Minute}})
 		g.strike(id, strike{"start", Recovery, 100 * time.Millisecond})
 		g.strike(id, strike{"checks", theServer, time.Second})
 		g.strike(id, strike{"checks", Recovery, 2 * time.Second})
@@ -204,7 +212,13 @@ func TestDrill(t *testing.T) {
 		g.refused(recovery.TestFailover, api.OperationRequest{Drill: &api.DrillRequest{NoNetwork: true}}, switchback.CodeRefused, "drill clean")
 
 		from := witness.ConsoleSize(g.Console(Recovery, g.Name))
-		g.operate(recovery.Failover, api.OperationRequest{})
+		if ifs := g.virsh(Recovery, "domiflist", g.report().Domain); !strings.Contains(ifs, "quiet") || strings.Contains(ifs, "lan") {
+			t.Errorf("the copy is connected to %s", ifs)
+		}
+		sum := g.operate(recovery.Failover, api.OperationRequest{})
+		if c := sum.Switch.Checks; len(c) != 2 || !c[0].Passed || !c[1].Passed {
+			t.Errorf("checks of the failover: %+v", c)
+		}
 		g.awaitLine(Recovery, from, "SB ACK")
 		if rec := g.end(id); rec.State != operation.StateCancelled {
 			t.Errorf("the drill is %s: %v", rec.State, rec.Error)
