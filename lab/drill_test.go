@@ -82,6 +82,11 @@ func (f *fixture) report() api.DrillReport {
 	return list[0]
 }
 
+// guestNetwork brings up the copy's interface, which lab guests leave alone, and
+// a service behind it.
+const guestNetwork = "b=/bin/busybox; $b ip addr add 10.99.0.5/24 dev eth0; $b ip link set eth0 up; " +
+	"($b nc -l -p 5432 </dev/null >/dev/null 2>&1 &); $b ip addr show eth0 | $b grep -q 10.99.0.5"
+
 // TestDrill: a copy of a point boots on an isolated network while the VM and its
 // replication go on; failing checks fail it; agent and server may die in it; a
 // failover sweeps it away. It leaves its report and nothing else.
@@ -96,6 +101,10 @@ func TestDrill(t *testing.T) {
 	f.network(Recovery, "quiet", "sbquiet0", "", true)
 	f.network(Recovery, "uplink", "sbuplink0", "<forward mode='bridge'/>", false)
 	f.network(Recovery, "asleep", "sbasleep0", "", false)
+	// The isolated network ends at the agent's host, from where it is checked.
+	if out, err := f.Site(Recovery).Command(t.Context(), "ip", "addr", "add", "10.99.0.1/24", "dev", "sbquiet0").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
 	for _, c := range []struct {
 		name    string
 		drill   api.DrillRequest
@@ -120,13 +129,14 @@ func TestDrill(t *testing.T) {
 		g.t = t
 		qemu, before := g.qemu(), g.newest()
 		sum := g.operate(recovery.TestFailover, api.OperationRequest{Drill: &api.DrillRequest{Network: "quiet",
-			Checks: parseChecks(t, "power", "agent", "console:^SB ACK", "exec:test -d /proc/1", "tcp:192.0.2.1:9;retries=1:optional")}})
+			Checks: parseChecks(t, "power", "agent", "console:^SB ACK", "exec:"+guestNetwork, "icmp:10.99.0.5", "tcp:10.99.0.5:5432",
+				"tcp:192.0.2.1:9;timeout=1s:optional")}})
 		d := *sum.Drill
 		t.Logf("guest up after %v, checked after %v; %+v", d.GuestUpAt.Sub(d.RequestedAt), d.CheckedAt.Sub(d.RequestedAt), d.Checks)
 		if live := d.Networks; !slices.Equal(live, []string{"quiet"}) {
 			t.Errorf("it was on %v", live)
 		}
-		if !d.Passed || !d.Judged || d.Domain == "" || len(d.Left) > 0 || d.BytesWritten == 0 || len(d.Checks) != 5 || d.Checks[4].Passed {
+		if !d.Passed || !d.Judged || d.Domain == "" || len(d.Left) > 0 || d.BytesWritten == 0 || len(d.Checks) != 7 || d.Checks[6].Passed {
 			t.Errorf("report %+v", d)
 		}
 		picture, err := g.client.DrillPicture(t.Context(), d.Drill)
