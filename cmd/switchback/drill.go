@@ -159,7 +159,7 @@ func drillResult(d api.DrillReport) string {
 	case d.Error != "":
 		return "failed"
 	case !d.Judged:
-		return "not judged"
+		return "no verdict"
 	}
 	return "failed"
 }

@@ -106,7 +106,8 @@ func (d *Driver) Screenshot(ctx context.Context, id switchback.VMUUID) (mime str
 		return "", nil, wrap(op, err)
 	}
 	answer, picture, err := d.work[int(r.uuid[15])%lanes].download(ctx, procDomainScreenshot, newArgs().domain(r).u32(0).u32(0))
-	if isNumber(err, errInternal, errInvalidArg, errOperationUnsupported) {
+	// Which number "no screens to take screenshot from" has depends on the release.
+	if isNumber(err, errInternal, errInvalidArg, errOperationInvalid, errOperationUnsupported) {
 		return "", nil, wrap(op, switchback.Errorf(switchback.CodeUnsupported, "no picture of the screen: %w", err).
 			WithHint("the VM needs a video device"))
 	}
