@@ -51,6 +51,8 @@ type DrillReport struct {
 	NoScreen string       `json:"no_screen,omitempty"`
 	// BytesWritten is what the copy's disks occupied beside the point.
 	BytesWritten int64 `json:"bytes_written"`
+	// Replication is what the VM's own replication did meanwhile.
+	Replication *DrillReplication `json:"replication,omitempty"`
 	// Removed was cleared, Left was not (yet).
 	Removed []string `json:"removed,omitempty"`
 	Left    []string `json:"left,omitempty"`
@@ -61,6 +63,15 @@ type DrillScreen struct {
 	Width  int `json:"width"`
 	Height int `json:"height"`
 	Bytes  int `json:"bytes"`
+}
+
+// DrillReplication shows that a drill did not hold up the VM's replication.
+type DrillReplication struct {
+	// Points that were taken during the drill, and the longest time from one to
+	// the next; and that time over as many points before.
+	Points           int           `json:"points"`
+	LongestGap       time.Duration `json:"longest_gap"`
+	LongestGapBefore time.Duration `json:"longest_gap_before"`
 }
 
 // DrillPicture is a PNG.

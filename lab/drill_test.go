@@ -153,6 +153,9 @@ func TestDrill(t *testing.T) {
 		if len(colours) < 2 {
 			t.Errorf("the picture, %v, shows nothing", img.Bounds())
 		}
+		if d.Replication == nil || d.Replication.Points < 3 {
+			t.Errorf("replication meanwhile: %+v", d.Replication)
+		}
 		if g.qemu() != qemu {
 			t.Error("the VM itself was touched")
 		}

@@ -66,6 +66,31 @@ func TestTaggedForDrill(t *testing.T) {
 	}
 }
 
+func TestCompareGaps(t *testing.T) {
+	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	list := func(seconds ...int) (points []switchback.MarkedPoint) {
+		for _, s := range seconds {
+			points = append(points, switchback.MarkedPoint{Point: switchback.Point{Time: begin.Add(time.Duration(s) * time.Second)}})
+		}
+		return points
+	}
+	for _, c := range []struct {
+		points       []switchback.MarkedPoint
+		n            int
+		during, then time.Duration
+	}{
+		{nil, 0, 0, 0},
+		{list(-9, -3, -2, 1, 2), 2, 3 * time.Second, 6 * time.Second},
+		{list(-3, -2), 0, 0, 0},
+		{list(2, 5), 2, 3 * time.Second, 0},
+	} {
+		want := api.DrillReplication{Points: c.n, LongestGap: c.during, LongestGapBefore: c.then}
+		if got := compareGaps(c.points, begin); got != want {
+			t.Errorf("%v, want %v", got, want)
+		}
+	}
+}
+
 func TestValidateGuestPolicy(t *testing.T) {
 	for _, c := range []struct {
 		policy switchback.Policy
@@ -122,6 +147,9 @@ func TestDrill(t *testing.T) {
 		d.ViewAt.IsZero() || d.GuestUpAt.IsZero() || d.CheckedAt.IsZero() || d.CleanedAt.IsZero() || len(d.Checks) != 2 || d.Cause != "asked" {
 		t.Errorf("report %+v, %v", d, err)
 	}
+	if len(f.proofs) != 1 || !f.proofs[0].Proof.Passed || f.proofs[0].Sequence != 1 || f.proofs[0].Proof.Report != string(rec.ID) {
+		t.Errorf("the point's mark: %+v", f.proofs)
+	}
 	if b, err := readPicture(f.s.pictureFile(rec.ID)); string(b) != "picture" {
 		t.Errorf("picture %q, %v", b, err)
 	}
@@ -134,6 +162,9 @@ func TestDrill(t *testing.T) {
 	f.checks = []switchback.CheckResult{passedCheck, failedCheck}
 	rec = f.wait(f.begin(recovery.TestFailover, noNetwork()))
 	f.want("a failed drill", untouched, drillDid)
+	if len(f.proofs) != 2 || f.proofs[1].Proof.Passed {
+		t.Errorf("the point's mark: %+v", f.proofs)
+	}
 	if rec.State != operation.StateFailed || !strings.Contains(rec.Error.Error(), "tcp:10.0.0.5:5432 (3 attempts): refused") {
 		t.Errorf("it is %s: %v", rec.State, rec.Error)
 	}

@@ -39,6 +39,7 @@ type fleet struct {
 	deleted []string
 	points  []switchback.Point
 	checks  []switchback.CheckResult // how checks of guests end
+	proofs  []agentapi.DrillMarkParams
 	// hook is called before an action has its effect; an error is its answer.
 	hook func(site switchback.SiteID, action string) error
 }
@@ -300,6 +301,10 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 		return agentapi.DrillStartResult{Name: "web-drill-1", RunningAt: time.Now()}, nil
 	case agentapi.ActionGuestChecks:
 		return agentapi.GuestChecksResult{Results: f.checks}, nil
+	case agentapi.ActionDrillMark:
+		var p agentapi.DrillMarkParams
+		params(&p)
+		f.proofs = append(f.proofs, p)
 	case agentapi.ActionDrillScreen:
 		return agentapi.DrillScreenResult{PNG: []byte("picture"), Width: 2, Height: 1}, nil
 	case agentapi.ActionDrillClean:

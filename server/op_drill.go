@@ -375,6 +375,7 @@ func (s *Server) clearDrill(ctx context.Context, r *operation.Run) error {
 	}
 	var out agentapi.DrillCleanResult
 	err = s.do(ctx, r, plan.Agent, plan.Epoch, agentapi.ActionDrillClean, agentapi.DrillParams{Drill: r.ID()}, &out)
+	meanwhile := s.replicationMeanwhile(ctx, r)
 	if rerr := reportDrill(r, func(d *api.DrillReport) {
 		d.Left = nil
 		switch {
@@ -388,6 +389,7 @@ func (s *Server) clearDrill(ctx context.Context, r *operation.Run) error {
 			if len(out.Removed) > 0 {
 				d.Removed = out.Removed
 			}
+			d.Replication = meanwhile
 		}
 	}); err == nil {
 		err = rerr
@@ -424,60 +426,6 @@ func (s *Server) endDrill(ctx context.Context, r *operation.Run, final operation
 	}
 	return err
 }
-
-// stopDrills makes way for an operation on the VM: a drill never blocks one. What
-// cannot be cleared is logged; the agent goes on trying.
-func (s *Server) stopDrills(ctx context.Context, r *operation.Run, p switchback.Protection) {
-	if id := p.Drill.Operation; id != "" {
-		err := s.runner.Cancel(ctx, id)
-		if err != nil && switchback.CodeOf(err) != switchback.CodeRefused && switchback.CodeOf(err) != switchback.CodeNotFound {
-			r.Log(slog.LevelWarn, "the drill under way cannot be cancelled", "drill", id, "error", err)
-		}
-		r.Log(slog.LevelInfo, "the drill under way is cleared first", "drill", id)
-	} else if !s.keepsDrills(ctx, p) {
-		return
-	}
-	var out agentapi.DrillCleanResult
-	if err := s.do(ctx, r, p.TargetAgent, p.Epoch, agentapi.ActionDrillClean, agentapi.DrillParams{}, &out); err != nil {
-		r.Log(slog.LevelWarn, "drills are not cleared; going on, the agent tries again", "site", p.Target, "error", err)
-	} else if len(out.Removed) > 0 {
-		r.Log(slog.LevelInfo, "drill cleared", "removed", strings.Join(out.Removed, ", "))
-	}
-}
-
-// keepsDrills reports whether the target's agent last said that it has drills of
-// the VM. One that it has not spoken of is cleared when the VM becomes active there.
-func (s *Server) keepsDrills(ctx context.Context, p switchback.Protection) bool {
-	a, err := s.store.Agent(ctx, p.TargetAgent)
-	if err != nil {
-		return false
-	}
-	if v := s.agentView(a); v.Status != nil {
-		for _, st := range v.Status.VMs {
-			if st.Protection == p.ID && len(st.Drills) > 0 {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// cleanDrillSteps clear what ended drills have left.
-func (s *Server) cleanDrillSteps() []operation.Step {
-	return []operation.Step{{Name: "clean", Title: "clear what drills have left", RetryFor: shortRetry, Do: func(ctx context.Context, r *operation.Run) error {
-		p, err := s.of(ctx, r)
-		if err != nil {
-			return err
-		}
-		var out agentapi.DrillCleanResult
-		if err := s.do(ctx, r, p.TargetAgent, p.Epoch, agentapi.ActionDrillClean, agentapi.DrillParams{}, &out); err != nil {
-			return err
-		}
-		return summarise(r, func(sum *api.Summary) { sum.Removed = out.Removed })
-	}}}
-}
-
-func (s *Server) endCleanDrill(context.Context, *operation.Run, operation.State) error { return nil }
 
 func readPicture(file string) ([]byte, error) {
 	b, err := os.ReadFile(file)

@@ -251,6 +251,9 @@ func printDrill(w io.Writer, d api.DrillReport) {
 	if !d.CleanedAt.IsZero() {
 		line("cleared", "after %s; it had written %s", since(d, d.CleanedAt), bytesText(d.BytesWritten))
 	}
+	if x := d.Replication; x != nil {
+		line("replication", "%d points meanwhile, at most %s apart (before: %s)", x.Points, seconds(x.LongestGap), seconds(x.LongestGapBefore))
+	}
 	for _, l := range d.Left {
 		line("LEFT", "%s", l)
 	}
