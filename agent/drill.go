@@ -41,6 +41,9 @@ type Drill struct {
 
 func (d Drill) console() string { return filepath.Join(d.Dir, "console.log") }
 
+// unit names the process that serves the view, and its log.
+func (d Drill) unit() string { return "switchback-view-" + filepath.Base(d.Socket) }
+
 func (d Drill) overlay(disk string) string { return filepath.Join(d.Dir, disk+".qcow2") }
 
 func (a Assignment) drill(id switchback.OperationID) (Drill, bool) {
@@ -69,6 +72,9 @@ func (v *vm) newDrill(p agentapi.DrillOpenParams) (Drill, error) {
 		return Drill{}, switchback.Errorf(switchback.CodeInvalid, "%q is no ID of a drill", p.Drill)
 	}
 	as := v.assignment()
+	if as.Dir == "" {
+		return Drill{}, switchback.Errorf(switchback.CodeConflict, "no replica of %s is kept at this site", as.Name)
+	}
 	short := string(p.Drill[len(p.Drill)-6:])
 	return Drill{ID: p.Drill, Name: as.Name + "-drill-" + short, Sequence: p.Sequence, Pin: "drill-" + short,
 		VM:     switchback.VMUUID(uuid.NewSHA1(uuid.NameSpaceOID, []byte("switchback drill "+p.Drill)).String()),
@@ -115,7 +121,7 @@ func (a *Agent) drillOpen(ctx context.Context, t *task, v *vm, req agentapi.Task
 }
 
 func (v *vm) serveDrill(ctx context.Context, d Drill) error {
-	return v.serveView(ctx, d.Sequence, d.Socket, "switchback-view-"+d.Name)
+	return v.serveView(ctx, d.Sequence, d.Socket, d.unit())
 }
 
 // drillStart runs the copy. A drill that was cleared meanwhile is not begun again.

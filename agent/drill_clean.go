@@ -82,7 +82,7 @@ func (v *vm) clearDrill(ctx context.Context, d Drill) (removed []string, err err
 		} else {
 			removed = append(removed, "view of point "+fmt.Sprint(d.Sequence))
 		}
-		if err := removeAllDurably(d.Dir); err != nil {
+		if err := errors.Join(removeAllDurably(d.Dir), os.RemoveAll(filepath.Join(a.cfg.LogDir, d.unit()+".log"))); err != nil {
 			gone = false
 			keep("files in "+d.Dir, err, "remove the directory")
 		} else {

@@ -98,7 +98,7 @@ func (c *copies) Undefine(context.Context, switchback.VMUUID) error {
 func TestClearDrill(t *testing.T) {
 	dir := t.TempDir()
 	hv := &copies{stuck: errors.New("the domain does not die"), defined: true}
-	a := &Agent{cfg: Config{StateDir: dir, RunDir: dir}, hv: hv, log: slog.New(slog.DiscardHandler), vms: map[switchback.ProtectionID]*vm{}}
+	a := &Agent{cfg: Config{StateDir: dir, RunDir: dir, LogDir: dir}, hv: hv, log: slog.New(slog.DiscardHandler), vms: map[switchback.ProtectionID]*vm{}}
 	v := &vm{agent: a, a: Assignment{Protection: "p-0123456789ab", Name: "app", Dir: filepath.Join(dir, "app")}}
 	a.vms[v.a.Protection] = v
 	d, err := v.newDrill(agentapi.DrillOpenParams{Drill: "op-0123456789abcdef", Sequence: 7, ExpiresAt: time.Now().Add(-time.Minute)})
