@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/switchback-dr/switchback/api"
 	"github.com/switchback-dr/switchback/lab"
@@ -30,7 +31,7 @@ func (d *demo) drill(ctx context.Context) error {
 		return err
 	}
 	sum, err := d.operate(ctx, vm, recovery.TestFailover, api.OperationRequest{Drill: &api.DrillRequest{NoNetwork: true,
-		Checks: []switchback.GuestCheck{{Kind: switchback.CheckPower}, {Kind: switchback.CheckConsole, Target: "^SB CHECKED"}}}})
+		Checks: []switchback.GuestCheck{{Kind: switchback.CheckPower}, {Kind: switchback.CheckConsole, Target: "^SB CHECKED", Timeout: 5 * time.Minute}}}})
 	if err != nil {
 		return err
 	}
