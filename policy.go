@@ -18,6 +18,10 @@ type Policy struct {
 	// OffloadAfter, where it is not 0, is the age at which the data of points is
 	// moved to the object store of the target's agent.
 	OffloadAfter time.Duration `json:"offload_after,omitempty"`
+	// Checks judge the guest after each start: failover, failback, drill.
+	Checks []GuestCheck `json:"checks,omitempty"`
+	// Drill says how the VM is drilled without being asked; nil = not at all.
+	Drill *DrillPolicy `json:"drill,omitempty"`
 }
 
 // DefaultPolicy is used where the operator names none.

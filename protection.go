@@ -33,6 +33,8 @@ type Protection struct {
 	Ended OperationID `json:"ended,omitempty"`
 	// Switch says what a failover in progress or uncommitted rests on.
 	Switch *Switch `json:"switch,omitempty"`
+	// Drill is an axis of its own.
+	Drill DrillAxis `json:"drill,omitzero"`
 	// Seeds are disk files that a commit left behind as seed of the next
 	// reprotect, by site; removable.
 	Seeds map[SiteID][]Disk `json:"seeds,omitempty"`

@@ -412,6 +412,9 @@ func (a *Agent) release(ctx context.Context, _ *task, req agentapi.Task, p agent
 	if as.Run != nil {
 		return nil, switchback.Errorf(switchback.CodeConflict, "VM %s runs from a recovery point here", as.Name).WithHint("commit or cancel first")
 	}
+	if err := v.clearDrills(ctx); err != nil {
+		return nil, err
+	}
 	v.stopEngine()
 	v.closeReplica()
 	var r agentapi.ReleaseResult

@@ -37,6 +37,10 @@ func (a *Agent) activate(ctx context.Context, _ *task, v *vm, req agentapi.Task,
 	if err != nil {
 		return nil, err
 	}
+	// A drill that slipped in keeps nothing waiting: it is tried again later.
+	if err := v.clearDrills(ctx); err != nil {
+		a.log.Error("a drill cannot be cleared before the VM becomes active", "protection", req.Protection, "error", err)
+	}
 	if err := replica.SetEpoch(req.Epoch); err != nil {
 		return nil, err
 	}
@@ -152,7 +156,7 @@ func (v *vm) planRun(ctx context.Context, epoch switchback.Epoch, p agentapi.Sta
 	if err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
 		return err
 	}
-	run.Previous = old
+	run.Previous, run.ConsoleFrom = old, a.consoleSize(p.Definition)
 	return v.change(func(x *Assignment) { x.Run, x.Autostart = run, p.Autostart })
 }
 
@@ -163,13 +167,18 @@ func (v *vm) ensureView(ctx context.Context) error {
 	if as.Run == nil || as.Run.Viewless {
 		return nil
 	}
-	if c, err := net.Dial("unix", as.Run.Socket); err == nil {
+	return v.serveView(ctx, as.Run.Sequence, as.Run.Socket, "switchback-view-"+string(as.Protection))
+}
+
+// serveView serves the view of a point of the VM's replica on a socket, unless
+// it is served already. name is of the process's unit and log.
+func (v *vm) serveView(ctx context.Context, point switchback.Sequence, socket, name string) error {
+	if c, err := net.Dial("unix", socket); err == nil {
 		return c.Close()
 	}
-	os.Remove(as.Run.Socket)
-	name := "switchback-view-" + string(as.Protection)
-	args := []string{v.agent.cfg.Executable, "export", "--replica", as.ReplicaDir, "--point", fmt.Sprint(as.Run.Sequence), "--socket", as.Run.Socket,
-		"--pid-file", as.Run.Socket + ".pid"}
+	os.Remove(socket)
+	args := []string{v.agent.cfg.Executable, "export", "--replica", v.assignment().ReplicaDir, "--point", fmt.Sprint(point), "--socket", socket,
+		"--pid-file", socket + ".pid"}
 	if _, err := os.Stat("/run/systemd/system"); err == nil {
 		// A scope of its own: stopping the agent's unit must not take the view away.
 		args = append([]string{"systemd-run", "--scope", "--quiet", "--collect", "--unit", name}, args...)
@@ -189,7 +198,7 @@ func (v *vm) ensureView(ctx context.Context) error {
 	go func() { exited <- cmd.Wait() }()
 	deadline := time.Now().Add(15 * time.Second)
 	for {
-		if c, err := net.Dial("unix", as.Run.Socket); err == nil {
+		if c, err := net.Dial("unix", socket); err == nil {
 			return c.Close()
 		}
 		select {
@@ -201,7 +210,7 @@ func (v *vm) ensureView(ctx context.Context) error {
 		case <-time.After(5 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			return switchback.Errorf(switchback.CodeTimeout, "the view does not answer on %s", as.Run.Socket).WithHint("see %s", logFile.Name())
+			return switchback.Errorf(switchback.CodeTimeout, "the view does not answer on %s", socket).WithHint("see %s", logFile.Name())
 		}
 	}
 }

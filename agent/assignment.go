@@ -44,6 +44,8 @@ type Assignment struct {
 	MustSend map[string]extent.Set `json:"must_send,omitempty"`
 	// Run is what an uncommitted VM runs on.
 	Run *Run `json:"run,omitempty"`
+	// Drills are copies of points that run here, or left something.
+	Drills []Drill `json:"drills,omitempty"`
 	// Rest is the state of the disks here when the VM left.
 	Rest *Rest `json:"rest,omitempty"`
 	// ShutdownUntil is set while the guest has been asked to power off: until
@@ -63,6 +65,8 @@ type Run struct {
 	Checkpoint string              `json:"checkpoint"`
 	// Previous is the definition of this UUID that stood here before; empty when there was none.
 	Previous string `json:"previous,omitempty"`
+	// ConsoleFrom is where in the console's log this run begins.
+	ConsoleFrom int64 `json:"console_from,omitempty"`
 	// Started is set once the guest was let run.
 	Started   bool      `json:"started"`
 	StartedAt time.Time `json:"started_at,omitzero"`

@@ -32,6 +32,13 @@ func (a *Agent) actions() map[string]action {
 		agentapi.ActionSettle:         onVM(a, a.settle, agentapi.RoleActive),
 		agentapi.ActionRetire:         onVM(a, a.retire, agentapi.RoleFenced),
 		agentapi.ActionVerifyReplica:  onVM(a, a.verifyReplica, agentapi.RoleTarget),
+		agentapi.ActionDrillPreflight: onVM(a, a.drillPreflight, agentapi.RoleTarget),
+		agentapi.ActionDrillOpen:      onVM(a, a.drillOpen, agentapi.RoleTarget),
+		agentapi.ActionDrillStart:     onVM(a, a.drillStart, agentapi.RoleTarget),
+		agentapi.ActionDrillMark:      onVM(a, a.drillMark, agentapi.RoleTarget, agentapi.RoleActive),
+		agentapi.ActionDrillScreen:    handle(a.drillScreen),
+		agentapi.ActionDrillClean:     handle(a.drillClean),
+		agentapi.ActionGuestChecks:    handle(a.guestChecks),
 		agentapi.ActionSetPolicy:      onVM(a, a.setPolicy),
 		agentapi.ActionRelease:        handle(a.release),
 	}

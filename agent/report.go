@@ -63,7 +63,7 @@ func (v *vm) status() agentapi.VMStatus {
 	v.mu.Lock()
 	a, replica, engine, cond, retained, far := v.a, v.replica, v.engine, v.cond, v.retained, v.far
 	v.mu.Unlock()
-	st := agentapi.VMStatus{Protection: a.Protection, Role: a.Role, Epoch: a.Epoch, Snapshots: a.snapshots()}
+	st := agentapi.VMStatus{Protection: a.Protection, Role: a.Role, Epoch: a.Epoch, Snapshots: a.snapshots(), Drills: drillStatus(a)}
 	if cond != nil {
 		st.Conditions = append(st.Conditions, *cond)
 	}

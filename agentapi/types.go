@@ -80,6 +80,8 @@ type VMStatus struct {
 	// Snapshots are kept writes of abandoned runs.
 	Snapshots  []Snapshot             `json:"snapshots,omitempty"`
 	Conditions []switchback.Condition `json:"conditions,omitempty"`
+	// Drills run here, or left something.
+	Drills []DrillStatus `json:"drills,omitempty"`
 }
 
 // ReplicaStatus describes a replica at its target.

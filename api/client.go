@@ -96,6 +96,17 @@ func (c *Client) Request(ctx context.Context, vm string, kind recovery.Kind, req
 	return call[OperationAnswer](ctx, c, http.MethodPost, "/v1/vms/"+url.PathEscape(vm)+"/operations/"+url.PathEscape(string(kind)), req)
 }
 
+// Drills lists the reports of a VM's drills, newest first.
+func (c *Client) Drills(ctx context.Context, vm string, limit int) ([]DrillReport, error) {
+	return call[[]DrillReport](ctx, c, http.MethodGet, fmt.Sprintf("/v1/vms/%s/drills?limit=%d", url.PathEscape(vm), limit), nil)
+}
+
+// DrillPicture returns the picture of a drill's screen as PNG. CodeNotFound: there is none.
+func (c *Client) DrillPicture(ctx context.Context, id switchback.OperationID) ([]byte, error) {
+	p, err := call[DrillPicture](ctx, c, http.MethodGet, operationPath(id, "/screenshot"), nil)
+	return p.PNG, err
+}
+
 // Operations lists operations, newest first.
 func (c *Client) Operations(ctx context.Context, vm string, unfinished bool, limit int) ([]operation.Record, error) {
 	q := url.Values{"limit": {fmt.Sprint(limit)}, "unfinished": {fmt.Sprint(unfinished)}}

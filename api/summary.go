@@ -9,9 +9,10 @@ import (
 // Summary is the result of an operation's record: what it measured and what it
 // left. An operation that consists of several (failback) has several parts.
 type Summary struct {
-	Copy   *Copy      `json:"copy,omitempty"`
-	Switch *Switched  `json:"switch,omitempty"`
-	Commit *Committed `json:"commit,omitempty"`
+	Copy   *Copy        `json:"copy,omitempty"`
+	Switch *Switched    `json:"switch,omitempty"`
+	Commit *Committed   `json:"commit,omitempty"`
+	Drill  *DrillReport `json:"drill,omitempty"`
 	// Removed and Left are of unprotect.
 	Removed []string `json:"removed,omitempty"`
 	Left    []string `json:"left,omitempty"`
@@ -42,6 +43,8 @@ type Switched struct {
 	Last  switchback.Point `json:"last"`
 	// GuestAgent is "answered", "silent" or "not asked".
 	GuestAgent string `json:"guest_agent"`
+	// Checks of the guest, by the policy.
+	Checks []switchback.CheckResult `json:"checks,omitempty"`
 	// Of the point after the shutdown.
 	BytesSent    int64 `json:"bytes_sent"`
 	BytesChanged int64 `json:"bytes_changed"`

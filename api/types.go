@@ -72,6 +72,8 @@ type VM struct {
 	Allowed    []recovery.Allowed `json:"allowed_operations"`
 	// Current is the operation under way, or the last one when it failed.
 	Current *operation.Record `json:"current_operation,omitempty"`
+	// CurrentDrill is the drill under way; it is on an axis of its own.
+	CurrentDrill *operation.Record `json:"current_drill,omitempty"`
 }
 
 // OperationRequest asks for an operation on a VM. Which fields count depends on the kind.
@@ -93,6 +95,8 @@ type OperationRequest struct {
 	// failback: also commit, and also protect again
 	AndCommit    bool `json:"and_commit,omitempty"`
 	AndReprotect bool `json:"and_reprotect,omitempty"`
+	// test-failover, together with Point
+	Drill *DrillRequest `json:"drill,omitempty"`
 	// unprotect
 	RemoveData bool `json:"remove_data,omitempty"`
 }

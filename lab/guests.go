@@ -26,6 +26,9 @@ type Guest struct {
 	CheckBytes int64 `json:"check_bytes"`
 	// Pace between two records.
 	Pace time.Duration `json:"pace"`
+	// Wire is a libvirt network for an interface; "" = none. Screen adds a video device.
+	Wire   string `json:"wire,omitempty"`
+	Screen bool   `json:"screen,omitempty"`
 }
 
 // DefaultGuests are the guests of `switchback lab up` and of the demo: one VM
@@ -95,7 +98,8 @@ func (l *Lab) AddGuest(ctx context.Context, g Guest) error {
 		}
 		disks = append(disks, guest.SpecDisk{Path: g.DiskPath(i), Target: diskName(i)})
 	}
-	xml, err := guest.DomainXML(guest.Spec{Name: g.Name, UUID: g.UUID(), Type: s.DomainType(), Image: image, Disks: disks, Cmdline: g.Workload().Cmdline()})
+	xml, err := guest.DomainXML(guest.Spec{Name: g.Name, UUID: g.UUID(), Type: s.DomainType(), Image: image, Disks: disks,
+		Network: g.Wire, Screen: g.Screen, Cmdline: g.Workload().Cmdline()})
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ func TestStorage(t *testing.T) {
 		t.Errorf("encryption without a key: %v", err)
 	}
 
-	srv := s3test.Start(t, f.network.B.HostAddr.String())
+	srv := s3test.Start(t, f.Network().B.HostAddr.String())
 	srv.MakeBucket("points", true)
 	dir := t.TempDir()
 	key, objects := filepath.Join(dir, "key"), filepath.Join(dir, "objects.json")

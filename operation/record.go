@@ -119,12 +119,15 @@ type Record struct {
 	Kind string                 `json:"kind"`
 	// Protection is what the operation works on; empty for one that works on
 	// several or none.
-	Protection  switchback.ProtectionID `json:"protection,omitempty"`
-	Title       string                  `json:"title"`
-	Params      json.RawMessage         `json:"params,omitempty"`
-	RequestedBy string                  `json:"requested_by,omitempty"`
-	State       State                   `json:"state"`
-	Steps       []StepRecord            `json:"steps"`
+	Protection switchback.ProtectionID `json:"protection,omitempty"`
+	// Lane separates operations that may work on one protection at the same
+	// time: at most one unfinished in each. "" is that of all which move the VM.
+	Lane        string          `json:"lane,omitempty"`
+	Title       string          `json:"title"`
+	Params      json.RawMessage `json:"params,omitempty"`
+	RequestedBy string          `json:"requested_by,omitempty"`
+	State       State           `json:"state"`
+	Steps       []StepRecord    `json:"steps"`
 	// CancelRequested stands from Cancel on; never together with a begun
 	// irreversible step.
 	CancelRequested bool `json:"cancel_requested,omitempty"`

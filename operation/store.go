@@ -24,7 +24,7 @@ type Filter struct {
 // it returns nil; records it returns are the caller's own.
 type Store interface {
 	// CreateOperation stores a new record. CodeConflict: the ID exists, or an
-	// unfinished operation works on the same protection.
+	// unfinished operation works on the same protection in the same lane.
 	CreateOperation(ctx context.Context, rec Record) error
 	// Operation returns one record, or CodeNotFound.
 	Operation(ctx context.Context, id switchback.OperationID) (Record, error)
@@ -48,7 +48,7 @@ type Store interface {
 	RequestCancel(ctx context.Context, id switchback.OperationID) error
 	// ReopenOperation replaces a failed record by an unfinished one without a
 	// lease. CodeConflict: it is not failed any more, or a newer operation on
-	// the same protection exists.
+	// the same protection and lane exists.
 	ReopenOperation(ctx context.Context, rec Record) error
 
 	// AppendOperationLog adds a line, giving it the next sequence.

@@ -31,7 +31,7 @@ const (
 )
 
 // Kinds in the order they are shown.
-var Kinds = []Kind{TakePoint, Failover, Failback, Commit, Cancel, Reprotect, Pause, Resume, Edit, Retry, Unprotect}
+var Kinds = []Kind{TakePoint, TestFailover, CleanDrill, Failover, Failback, Commit, Cancel, Reprotect, Pause, Resume, Edit, Retry, Unprotect}
 
 // Allowed says whether an operation may be asked for now; Reason and Remedy why not.
 type Allowed struct {
@@ -60,6 +60,8 @@ type Facts struct {
 	SeedPercent float64
 	// KeptDisks: the other site keeps the VM's disks from before.
 	KeptDisks bool
+	// Drill is of an axis of its own.
+	Drill DrillFacts
 }
 
 // AllowedOperations lists every operation with its verdict.
@@ -76,6 +78,9 @@ func Check(p switchback.Protection, f Facts, k Kind) Allowed {
 	no := func(reason, remedy string) Allowed { return Allowed{Kind: k, Reason: reason, Remedy: remedy} }
 	yes := Allowed{Kind: k, Allowed: true}
 
+	if k == TestFailover || k == CleanDrill {
+		return checkDrill(p, f, k)
+	}
 	if f.Running != "" {
 		if k == Cancel {
 			if !f.Cancellable {

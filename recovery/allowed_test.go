@@ -34,7 +34,7 @@ func TestPhases(t *testing.T) {
 	}{
 		{switchback.PhaseUnprotected, "unprotect", "unprotect"},
 		{switchback.PhaseSeeding, "pause unprotect", "pause unprotect"},
-		{switchback.PhaseProtected, "take-point failover pause edit unprotect", "take-point failover failback pause edit unprotect"},
+		{switchback.PhaseProtected, "take-point test-failover failover pause edit unprotect", "take-point test-failover failover failback pause edit unprotect"},
 		{switchback.PhaseSwitching, "", ""},
 		{switchback.PhaseSwitched, "commit cancel", "commit cancel"},
 		{switchback.PhaseUndoing, "", ""},

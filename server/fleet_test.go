@@ -38,6 +38,8 @@ type fleet struct {
 	keys    map[string][]string // by entry of did
 	deleted []string
 	points  []switchback.Point
+	checks  []switchback.CheckResult // how checks of guests end
+	proofs  []agentapi.DrillMarkParams
 	// hook is called before an action has its effect; an error is its answer.
 	hook func(site switchback.SiteID, action string) error
 }
@@ -210,6 +212,8 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 		if params(&prepare); prepare.DryRun {
 			dry = " dry"
 		}
+	case agentapi.ActionDrillPreflight:
+		dry = " dry"
 	case agentapi.ActionRetire:
 		var p agentapi.RetireParams
 		if params(&p); p.Undefine {
@@ -241,7 +245,7 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if t.Epoch < a.epoch {
+	if t.Epoch < a.epoch && t.Action != agentapi.ActionDrillClean {
 		return nil, switchback.Errorf(switchback.CodeStaleEpoch, "epoch %d is over, %s knows %d", t.Epoch, a.site, a.epoch)
 	}
 	point := func() switchback.Point {
@@ -293,6 +297,18 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 			f.oneActive(a)
 			a.state = hypervisor.StateRunning
 		}
+	case agentapi.ActionDrillStart:
+		return agentapi.DrillStartResult{Name: "web-drill-1", RunningAt: time.Now()}, nil
+	case agentapi.ActionGuestChecks:
+		return agentapi.GuestChecksResult{Results: f.checks}, nil
+	case agentapi.ActionDrillMark:
+		var p agentapi.DrillMarkParams
+		params(&p)
+		f.proofs = append(f.proofs, p)
+	case agentapi.ActionDrillScreen:
+		return agentapi.DrillScreenResult{PNG: []byte("picture"), Width: 2, Height: 1}, nil
+	case agentapi.ActionDrillClean:
+		return agentapi.DrillCleanResult{BytesWritten: 4096, Removed: []string{"domain web-drill-1"}}, nil
 	case agentapi.ActionFold:
 		return agentapi.FoldResult{Bytes: 111}, nil
 	case agentapi.ActionCollapse:

@@ -116,6 +116,8 @@ func (s *Server) handler() http.Handler {
 	admin("POST /v1/operations/{id}/retry", func(r *http.Request) (any, error) {
 		return struct{}{}, s.runner.Retry(r.Context(), switchback.OperationID(r.PathValue("id")))
 	})
+	admin("GET /v1/vms/{vm}/drills", s.listDrills)
+	admin("GET /v1/operations/{id}/screenshot", s.drillPicture)
 	mux.Handle("GET /v1/operations/{id}/watch", transport.RequireRole(http.HandlerFunc(s.watch), transport.RoleAdmin))
 	return mux
 }

@@ -162,7 +162,11 @@ func (s *Server) editSteps() []operation.Step {
 		if err := r.Params(&e); err != nil {
 			return err
 		}
-		p, err := s.update(ctx, r.Protection(), func(p *switchback.Protection) error { p.Policy, p.Paused = e.Policy, e.Paused; return nil })
+		p, err := s.update(ctx, r.Protection(), func(p *switchback.Protection) error {
+			countScheduleAnew(p, e.Policy)
+			p.Policy, p.Paused = e.Policy, e.Paused
+			return nil
+		})
 		if err != nil {
 			return err
 		}
@@ -194,6 +198,7 @@ func (s *Server) unprotectSteps() []operation.Step {
 			if err != nil {
 				return err
 			}
+			s.stopDrills(ctx, r, p)
 			var out agentapi.ReleaseResult
 			if err := s.do(ctx, r, agent(p), p.Epoch, agentapi.ActionRelease, agentapi.ReleaseParams{RemoveData: u.RemoveData}, &out); err != nil {
 				return err

@@ -50,6 +50,7 @@ func (s *Server) switchPreflight(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
+	s.stopDrills(ctx, r, p)
 	var source, target agentapi.DescribeResult
 	if err := s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionDescribe, agentapi.DescribeParams{VM: p.VM, MustExist: true, AskAgent: true}, &source); err != nil {
 		return err
@@ -256,6 +257,10 @@ func (s *Server) switchCheck(ctx context.Context, r *operation.Run) error {
 	if out.GuestAgent == "silent" {
 		r.Log(slog.LevelWarn, "the guest runs, but its guest agent, which answered before, does not", "waited", params.AgentTimeout)
 	}
+	checks, err := s.guestChecks(ctx, r, p, p.Switch.ToAgent, p.Switch.Epoch)
+	if err != nil {
+		return err
+	}
 	var off agentapi.ShutdownResult
 	var started agentapi.StartResult
 	if err := r.StepResult("shutdown", &off); err != nil {
@@ -270,7 +275,7 @@ func (s *Server) switchCheck(ctx context.Context, r *operation.Run) error {
 	}
 	err = summarise(r, func(sum *api.Summary) {
 		sum.Switch = &api.Switched{From: p.Switch.From, To: p.Switch.To, Outage: started.RunningAt.Sub(off.OffAt), Point: p.Switch.Point, Last: p.Switch.Last,
-			OffAt: off.OffAt, RunningAt: started.RunningAt, GuestAgent: out.GuestAgent,
+			OffAt: off.OffAt, RunningAt: started.RunningAt, GuestAgent: out.GuestAgent, Checks: checks,
 			BytesSent: final.Report.SentBytes, BytesChanged: final.Report.ChangedBytes}
 	})
 	if err != nil {

@@ -32,6 +32,8 @@ func (s *Server) definitions() []operation.Definition {
 		{Kind: "failback", Steps: s.failbackSteps, OnEnd: s.end},
 		{Kind: "unprotect", Steps: operation.Fixed(s.unprotectSteps()...), OnEnd: s.end},
 		{Kind: "edit", Steps: operation.Fixed(s.editSteps()...), OnEnd: s.end},
+		{Kind: "test-failover", Steps: operation.Fixed(s.drillSteps()...), OnEnd: s.endDrill},
+		{Kind: "clean-drill", Steps: operation.Fixed(s.cleanDrillSteps()...), OnEnd: s.endCleanDrill},
 	}
 }
 

@@ -37,6 +37,9 @@ func (s *Server) request(ctx context.Context, who, name string, kind recovery.Ki
 		if !a.Allowed {
 			return api.OperationAnswer{}, switchback.Errorf(switchback.CodeRefused, "%s is not possible: %s", kind, a.Reason).WithHint("%s", a.Remedy)
 		}
+		if kind == recovery.TestFailover || kind == recovery.CleanDrill {
+			return s.requestDrill(ctx, who, v, kind, req)
+		}
 		return s.requestAllowed(ctx, who, v, kind, req)
 	}
 	return api.OperationAnswer{}, switchback.Errorf(switchback.CodeInvalid, "unknown operation %q", kind)
@@ -96,6 +99,9 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 			e.Paused = kind == recovery.Pause
 		}
 		if err := e.Policy.Validate(); err != nil {
+			return api.OperationAnswer{}, err
+		}
+		if err := validateGuestPolicy(e.Policy); err != nil {
 			return api.OperationAnswer{}, err
 		}
 		params = e
@@ -163,6 +169,9 @@ func (s *Server) requestProtect(ctx context.Context, who, name string, req api.O
 		policy = *req.Policy
 	}
 	if err := policy.Validate(); err != nil {
+		return none, err
+	}
+	if err := validateGuestPolicy(policy); err != nil {
 		return none, err
 	}
 	if req.To == "" {

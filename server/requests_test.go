@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -63,7 +62,7 @@ func TestDryRuns(t *testing.T) {
 				if !a.Allowed || a.Kind == recovery.Retry {
 					continue
 				}
-				plans[a.Kind] = dry(a.Kind, api.OperationRequest{})
+				plans[a.Kind] = dry(a.Kind, api.OperationRequest{Drill: &api.DrillRequest{NoNetwork: true}})
 			}
 			if d := cmp.Diff(before, f.web()); d != "" || operations() != n {
 				t.Errorf("%s: dry runs change %s, or begin one of %d operations", before.Phase, d, operations()-n)
@@ -187,11 +186,11 @@ func TestEditPauseResume(t *testing.T) {
 	policy := switchback.Policy{Interval: 30 * time.Second, KeepPoints: 9, Compression: "s2"}
 	f.run(recovery.Edit, api.OperationRequest{Policy: &policy})
 	f.run(recovery.Pause, api.OperationRequest{})
-	if p := f.web(); !reflect.DeepEqual(p.Policy, policy) || !p.Paused {
+	if p := f.web(); !cmp.Equal(p.Policy, policy) || !p.Paused {
 		t.Errorf("policy %+v, paused %v", p.Policy, p.Paused)
 	}
 	f.run(recovery.Resume, api.OperationRequest{})
-	if p := f.web(); !reflect.DeepEqual(p.Policy, policy) || p.Paused {
+	if p := f.web(); !cmp.Equal(p.Policy, policy) || p.Paused {
 		t.Errorf("policy %+v, paused %v", p.Policy, p.Paused)
 	}
 	if got, want := f.took(), strings.TrimSuffix(strings.Repeat("berlin set-policy@1\nriga set-policy@1\n", 3), "\n"); got != want {

@@ -146,6 +146,7 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		})
 	}
+	wg.Go(func() { s.scheduleDrills(ctx) })
 	wg.Go(func() {
 		if err := s.runner.Run(ctx); err != nil {
 			failed <- err

@@ -167,6 +167,9 @@ func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (a
 			}
 		}
 	}
+	if err := s.viewDrill(ctx, &v, &facts); err != nil {
+		return v, err
+	}
 	for _, c := range v.Conditions {
 		if c.Severity == switchback.SeverityCritical {
 			v.Health = "critical"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -19,6 +20,7 @@ type operationRow struct {
 	ID              string `bun:"id,pk"`
 	Kind            string `bun:"kind"`
 	Protection      string `bun:"protection"`
+	Lane            string `bun:"lane"`
 	State           string `bun:"state"`
 	CancelRequested bool   `bun:"cancel_requested"`
 	Irreversible    bool   `bun:"irreversible"`
@@ -35,7 +37,7 @@ func newOperationRow(rec operation.Record) (operationRow, error) {
 		return operationRow{}, fmt.Errorf("encode operation %s: %w", rec.ID, err)
 	}
 	return operationRow{
-		ID: string(rec.ID), Kind: rec.Kind, Protection: string(rec.Protection), State: string(rec.State),
+		ID: string(rec.ID), Kind: rec.Kind, Protection: string(rec.Protection), Lane: rec.Lane, State: string(rec.State),
 		CancelRequested: rec.CancelRequested, Irreversible: rec.Irreversible,
 		LeaseOwner: rec.Lease.Owner, LeaseEpoch: rec.Lease.Epoch, LeaseUntil: micros(rec.Lease.Until),
 		CreatedAt: micros(rec.CreatedAt), Document: string(doc),
@@ -66,7 +68,8 @@ func (s *Store) CreateOperation(ctx context.Context, rec operation.Record) error
 
 // busy says which operation is in the way of rec.
 func (s *Store) busy(ctx context.Context, rec operation.Record) error {
-	other, err := s.Operations(ctx, operation.Filter{Protection: rec.Protection, Unfinished: true, Limit: 1})
+	other, err := s.Operations(ctx, operation.Filter{Protection: rec.Protection, Unfinished: true})
+	other = slices.DeleteFunc(other, func(o operation.Record) bool { return o.Lane != rec.Lane })
 	if err != nil || len(other) == 0 || rec.Protection == "" || other[0].ID == rec.ID {
 		return switchback.Errorf(switchback.CodeConflict, "operation %s exists already", rec.ID)
 	}
@@ -217,8 +220,8 @@ func (s *Store) ReopenOperation(ctx context.Context, rec operation.Record) error
 	n, err := changed(s.write.NewUpdate().Model(&row).
 		Column("state", "cancel_requested", "lease_owner", "lease_until", "document").WherePK().
 		Where("state = ?", string(operation.StateFailed)).
-		Where("NOT EXISTS (SELECT 1 FROM operations AS newer WHERE newer.protection = ? AND newer.protection <> '' AND newer.id > ?)",
-			row.Protection, row.ID).Exec(ctx))
+		Where("NOT EXISTS (SELECT 1 FROM operations AS newer WHERE newer.protection = ? AND newer.protection <> '' AND newer.lane = ? AND newer.id > ?)",
+			row.Protection, row.Lane, row.ID).Exec(ctx))
 	switch {
 	case isUnique(err):
 		return s.busy(ctx, rec)

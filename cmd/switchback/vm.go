@@ -22,7 +22,9 @@ func (c *cli) vmCommand() *cobra.Command {
 	var protectFrom, protectTo string
 	var networks map[string]string
 	policy := switchback.DefaultPolicy()
+	var guest guestFlags
 	policyFlags := func(cmd *cobra.Command) {
+		guest.add(cmd)
 		cmd.Flags().DurationVar(&policy.Interval, "interval", policy.Interval, "time between recovery points, from 1s")
 		retentionFlags(cmd, &policy)
 		cmd.Flags().StringVar(&policy.Compression, "compression", policy.Compression, "auto, none, s2 or zstd")
@@ -31,6 +33,7 @@ func (c *cli) vmCommand() *cobra.Command {
 	}
 	protect := c.vmOperation(recovery.Protect, "protect VM", "Replicate a VM to another site", func(req *api.OperationRequest, _ *cobra.Command) {
 		req.From, req.To, req.Networks, req.Policy = switchback.SiteID(protectFrom), switchback.SiteID(protectTo), networks, &policy
+		guest.apply(&policy, switchback.Policy{})
 	})
 	protect.Flags().StringVar(&protectTo, "to", "", "target site")
 	protect.Flags().StringVar(&protectFrom, "from", "", "source site; needed only where the name is ambiguous")
@@ -62,6 +65,7 @@ func (c *cli) vmCommand() *cobra.Command {
 				keep()
 			}
 		}
+		guest.apply(&policy, v.Policy)
 		return editPlain(cmd, args)
 	}
 
@@ -91,6 +95,7 @@ func (c *cli) vmCommand() *cobra.Command {
 	plain := func(k recovery.Kind, use, short string) *cobra.Command {
 		return c.vmOperation(k, use+" VM", short, func(*api.OperationRequest, *cobra.Command) {})
 	}
+	cmd.AddCommand(c.vmTestFailover(), c.vmDrill())
 	cmd.AddCommand(protect, edit, failover, failback, unprotect,
 		plain(recovery.TakePoint, "take-point", "Take a recovery point now"),
 		plain(recovery.Commit, "commit", "Make a switch final: plain local disks, points deleted"),
@@ -242,6 +247,7 @@ func printVM(w io.Writer, v api.VM) {
 	for _, d := range v.Disks {
 		line("disk", "%s, %s", d.Name, bytesText(d.SizeBytes))
 	}
+	printGuestPolicy(line, v)
 	line("health", "%s", v.Health)
 	for _, x := range v.Conditions {
 		line("  "+string(x.Severity), "%s: %s (remedy: %s)", x.Name, x.Cause, x.Remedy)
@@ -277,15 +283,18 @@ func printVM(w io.Writer, v api.VM) {
 			line("seed", "%s at %s: kept for the next reprotect, removed by unprotect --remove-data", d.Path, site)
 		}
 	}
+	if v.CurrentDrill != nil {
+		line("drill", "%s %s: %s", v.CurrentDrill.ID, v.CurrentDrill.Title, v.CurrentDrill.State)
+	}
 	if v.Current != nil {
 		line("operation", "%s %s: %s", v.Current.ID, v.Current.Title, v.Current.State)
 	}
 	fmt.Fprintln(w, "operations")
 	for _, a := range v.Allowed {
 		if a.Allowed {
-			fmt.Fprintf(w, "  %-11s possible\n", a.Kind)
+			fmt.Fprintf(w, "  %-13s possible\n", a.Kind)
 		} else {
-			fmt.Fprintf(w, "  %-11s not now: %s", a.Kind, a.Reason)
+			fmt.Fprintf(w, "  %-13s not now: %s", a.Kind, a.Reason)
 			if a.Remedy != "" {
 				fmt.Fprintf(w, " (%s)", a.Remedy)
 			}

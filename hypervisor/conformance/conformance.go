@@ -38,6 +38,8 @@ func Run(t *testing.T, h hypervisor.Hypervisor, env Env) {
 		{"BlockCopy", testBlockCopy},
 		{"Collapse", testCollapse},
 		{"Cancelled", testCancelled},
+		{"Copy", testCopy},
+		{"CopyNetwork", testCopyNetwork},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

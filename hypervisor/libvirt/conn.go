@@ -33,6 +33,7 @@ type conn struct {
 	mu      sync.Mutex
 	serial  uint32
 	pending map[uint32]chan reply // until libvirtd answers, even if nobody waits any more
+	streams map[uint32]*stream    // that follow a reply
 	err     error
 }
 
@@ -59,7 +60,7 @@ func dial(ctx context.Context, socket, uri string, ka keepAlive, onEvent func(in
 	c := &conn{
 		nc: nc, keepAlive: ka, onEvent: onEvent,
 		out: make(chan []byte, 16), slots: make(chan struct{}, callsPerConn), dead: make(chan struct{}),
-		pending: make(map[uint32]chan reply),
+		pending: make(map[uint32]chan reply), streams: make(map[uint32]*stream),
 	}
 	c.heard.Store(time.Now().UnixNano())
 	c.wg.Go(c.read)
@@ -103,40 +104,51 @@ func (c *conn) open(ctx context.Context, uri string) error {
 // call sends one call and waits for its reply. When ctx ends first the call
 // is not taken back: libvirtd still carries it out, and its reply is dropped.
 func (c *conn) call(ctx context.Context, p procedure, a *args) (*result, error) {
+	r, _, err := c.send(ctx, p, a, nil)
+	return r, err
+}
+
+// send is call; a stream that follows the reply goes to s, unless that is nil.
+func (c *conn) send(ctx context.Context, p procedure, a *args, s *stream) (_ *result, serial uint32, _ error) {
 	select {
 	case c.slots <- struct{}{}:
 	case <-c.dead:
-		return nil, c.failure()
+		return nil, 0, c.failure()
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, 0, ctx.Err()
 	}
 	answer := make(chan reply, 1)
 	c.mu.Lock()
 	c.serial++
-	serial := c.serial
+	serial = c.serial
 	c.pending[serial] = answer
+	if s != nil {
+		c.streams[serial] = s
+	}
 	c.mu.Unlock()
 
 	msg := frame(header{program: p.program, version: programVersion, procedure: p.number, kind: typeCall, serial: serial}, a.b)
 	select {
 	case c.out <- msg:
 	case <-c.dead:
-		return nil, c.failure()
+		return nil, serial, c.failure()
 	case <-ctx.Done():
 		c.settle(serial)
-		return nil, ctx.Err()
+		return nil, serial, ctx.Err()
 	}
 	select {
 	case got := <-answer:
-		return got.result()
+		r, err := got.result()
+		return r, serial, err
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, serial, ctx.Err()
 	case <-c.dead:
 		select {
 		case got := <-answer:
-			return got.result()
+			r, err := got.result()
+			return r, serial, err
 		default:
-			return nil, c.failure()
+			return nil, serial, c.failure()
 		}
 	}
 }
@@ -175,6 +187,8 @@ func (c *conn) read() {
 			if answer := c.settle(h.serial); answer != nil {
 				answer <- reply{failed: h.status == statusError, payload: payload}
 			}
+		case h.kind == typeStream:
+			c.receive(h, payload)
 		case h.kind == typeMessage && h.program == programKeepAlive:
 			if h.procedure == procPing {
 				c.post(frame(header{program: programKeepAlive, version: programVersion, procedure: procPong, kind: typeMessage}, nil))

@@ -54,6 +54,7 @@ type Driver struct {
 var (
 	_ hypervisor.Hypervisor = (*Driver)(nil)
 	_ hypervisor.Freezer    = (*Driver)(nil)
+	_ hypervisor.Inspector  = (*Driver)(nil)
 )
 
 // New makes a driver. Nothing is connected until the first call.

@@ -18,9 +18,11 @@ const (
 	typeCall    = 0
 	typeReply   = 1
 	typeMessage = 2
+	typeStream  = 3
 
-	statusOK    = 0
-	statusError = 1
+	statusOK       = 0
+	statusError    = 1
+	statusContinue = 2
 )
 
 const (

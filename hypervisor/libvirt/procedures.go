@@ -22,6 +22,7 @@ var (
 	procDomainResume           = remote(28, "DomainResume")
 	procDomainSetAutostart     = remote(29, "DomainSetAutostart")
 	procDomainSuspend          = remote(34, "DomainSuspend")
+	procNetworkGetXMLDesc      = remote(43, "NetworkGetXMLDesc")
 	procConnectGetHostname     = remote(59, "ConnectGetHostname")
 	procConnectSupportsFeature = remote(60, "ConnectSupportsFeature")
 	procAuthList               = remote(66, "AuthList")
@@ -31,6 +32,7 @@ var (
 	procDomainAbortJob         = remote(164, "DomainAbortJob")
 	procDomainGetBlockInfo     = remote(194, "DomainGetBlockInfo")
 	procDomainCreateWithFlags  = remote(196, "DomainCreateWithFlags")
+	procDomainScreenshot       = remote(211, "DomainScreenshot")
 	procDomainGetState         = remote(212, "DomainGetState")
 	procDomainUndefineFlags    = remote(231, "DomainUndefineFlags")
 	procDomainDestroyFlags     = remote(234, "DomainDestroyFlags")
@@ -39,6 +41,7 @@ var (
 	procDomainShutdownFlags    = remote(258, "DomainShutdownFlags")
 	procDomainGetDiskErrors    = remote(263, "DomainGetDiskErrors")
 	procConnectListAllDomains  = remote(273, "ConnectListAllDomains")
+	procConnectListAllNetworks = remote(283, "ConnectListAllNetworks")
 	procDomainBlockCommit      = remote(290, "DomainBlockCommit")
 	procEventRegisterAny       = remote(316, "ConnectDomainEventCallbackRegisterAny")
 	procDomainFSFreeze         = remote(335, "DomainFSFreeze")
@@ -103,6 +106,8 @@ const (
 	blockCopyTransientJob = 1 << 2 // VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB
 	blockCommitActive     = 1 << 2 // VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
 	blockJobAbortPivot    = 1 << 1 // VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
+
+	listNetworksActive = 1 << 1 // VIR_CONNECT_LIST_NETWORKS_ACTIVE
 
 	monitorCommandHMP = 1 << 0 // VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
 )

@@ -42,7 +42,7 @@ var layers = map[string]layer{
 	"hypervisor": contract,
 	"seal":       mechanism, "objectstore": mechanism,
 	"nbd": mechanism, "qemu": mechanism, "qcow2": mechanism, "journal": mechanism,
-	"hypervisor/libvirt": mechanism, "hypervisor/simulated": mechanism, "store": mechanism, "transport": mechanism,
+	"hypervisor/libvirt": mechanism, "hypervisor/simulated": mechanism, "store": mechanism, "transport": mechanism, "check": mechanism,
 	"operation": engine, "replicator": engine,
 	"api": service, "agent": service, "agentapi": service, "server": service,
 	"lab": tool, "bench": tool,

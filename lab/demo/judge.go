@@ -31,6 +31,9 @@ func (d *demo) judge() []string {
 	must(r.Commit.PlainDisks, "after the commit the disks are not plain")
 	must(r.Commit.RunsWithoutAgent, "a guest noticed that its agent was stopped")
 	must(r.Cycles.Count > 0, "no cycles")
+	must(r.Drill.Passed, "the drill did not pass")
+	must(r.Drill.PointsMeanwhile > 0, "no points came during the drill")
+	must(!r.Drill.Left, "the drill left its domain behind")
 	for i, f := range r.Failback.VMs {
 		must(f.BytesChanged >= 64_000_000 && f.BytesChanged <= r.VMs[i].DiskBytes/20, "failback of %s: %d bytes changed, the test wants 64 MB to 5 %% of %d", f.Name, f.BytesChanged, r.VMs[i].DiskBytes)
 		limit := f.BytesChanged*110/100 + 1<<20

@@ -11,6 +11,7 @@ func good() Report {
 	return Report{
 		VMs:      []VM{{Name: "app", DiskBytes: 4 << 30}},
 		Cycles:   Cycles{Count: 9},
+		Drill:    Drill{Passed: true, PointsMeanwhile: 4},
 		Failover: Failover{Switch: s, BootRatio: 1.05},
 		Commit:   Commit{PlainDisks: true, RunsWithoutAgent: true},
 		Failback: Failback{Switch: s, VMs: []FailbackVM{{Name: "app", BytesSent: 70_000_000, BytesChanged: 90_000_000}}},
@@ -41,6 +42,9 @@ func TestJudge(t *testing.T) {
 		"a chain left":           {func(r *Report) { r.Commit.PlainDisks = false }, "not plain"},
 		"a guest needing agents": {func(r *Report) { r.Commit.RunsWithoutAgent = false }, "noticed"},
 		"no cycles":              {func(r *Report) { r.Cycles.Count = 0 }, "no cycles"},
+		"a failed drill":         {func(r *Report) { r.Drill.Passed = false }, "did not pass"},
+		"a drill that held RPO":  {func(r *Report) { r.Drill.PointsMeanwhile = 0 }, "no points came"},
+		"a drill left over":      {func(r *Report) { r.Drill.Left = true }, "left its domain"},
 		"too much sent":          {func(r *Report) { r.Failback.VMs[0].BytesSent = 110_000_000 }, "sent 110000000"},
 		"too little changed":     {func(r *Report) { r.Failback.VMs[0].BytesChanged = 1 << 20 }, "the test wants"},
 		"a small disk":           {func(r *Report) { r.VMs[0].DiskBytes = 3 << 30 }, "only"},

@@ -10,6 +10,7 @@ type Report struct {
 	VMs      []VM     `json:"vms"`
 	Seed     Seed     `json:"seed"`
 	Cycles   Cycles   `json:"cycles"`
+	Drill    Drill    `json:"drill"`
 	Failover Failover `json:"failover"`
 	Commit   Commit   `json:"commit"`
 	Failback Failback `json:"failback"`
@@ -38,6 +39,20 @@ type Cycles struct {
 	RPO             RPO     `json:"rpo_seconds"`
 	BytesSent       int64   `json:"bytes_sent"`
 	BytesChanged    int64   `json:"bytes_changed"`
+}
+
+// Drill is a copy of a point that ran beside its VM.
+type Drill struct {
+	VM     string `json:"vm"`
+	Passed bool   `json:"passed"`
+	// From the request.
+	GuestUpSeconds float64 `json:"guest_up_seconds"`
+	CheckedSeconds float64 `json:"checked_seconds"`
+	BytesWritten   int64   `json:"bytes_written"`
+	// PointsMeanwhile came from the VM itself.
+	PointsMeanwhile int64 `json:"points_meanwhile"`
+	// Left: its domain is still there.
+	Left bool `json:"left"`
 }
 
 // RPO is the age of the last point just before the next one was durable; the worse VM's.

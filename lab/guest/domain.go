@@ -84,6 +84,8 @@ type Spec struct {
 	// Network is a libvirt network to connect to, MAC the interface's address;
 	// "" for no interface. The guest does not configure it.
 	Network, MAC string
+	// Screen adds a video device.
+	Screen bool
 }
 
 // DomainXML is the definition of a guest. The same text serves every site: paths
@@ -158,6 +160,9 @@ func DomainXML(s Spec) (string, error) {
 	p(`    </channel>`)
 	p(`    <controller type='usb' model='none'/>`)
 	p(`    <memballoon model='none'/>`)
+	if s.Screen {
+		p(`    <video><model type='vga'/></video>`)
+	}
 	p(`  </devices>`)
 	p(`</domain>`)
 	return b.String(), nil

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -264,6 +265,19 @@ func operationPerProtection(t *testing.T, s *store.Store) {
 	ok(t, s.CreateOperation(ctx, record("op-3", "p-2")))
 	ok(t, s.CreateOperation(ctx, record("op-4", "")))
 	ok(t, s.CreateOperation(ctx, record("op-5", "")))
+	// Lanes do not meet: neither when they begin nor when one is opened again.
+	drill := record("op-6", "p-1")
+	drill.Lane = "drill"
+	ok(t, s.CreateOperation(ctx, drill))
+	same(t, must(s.Operation(ctx, "op-6"))(t), drill)
+	drill.ID = "op-7"
+	err := s.CreateOperation(ctx, drill)
+	code(t, err, switchback.CodeConflict)
+	if !strings.Contains(err.Error(), "op-6") {
+		t.Errorf("the operation in the way is op-6: %v", err)
+	}
+	end(t, s, "op-1", operation.StateFailed)
+	ok(t, s.ReopenOperation(ctx, operation.Reopen(must(s.Operation(ctx, "op-1"))(t))))
 	end(t, s, "op-1", operation.StateSucceeded)
 	ok(t, s.CreateOperation(ctx, record("op-2", "p-1")))
 }
