@@ -83,7 +83,7 @@ type OperationRequest struct {
 	To       switchback.SiteID  `json:"to,omitempty"`
 	Policy   *switchback.Policy `json:"policy,omitempty"` // also edit
 	Networks map[string]string  `json:"networks,omitempty"`
-	// failover, failback: "latest" (default), "latest-processed" or a sequence number
+	// failover, failback, change-point: a choice (recovery.ParseChoice), "latest" by default
 	Point string `json:"point,omitempty"`
 	// AcceptLoss agrees to lose what was written after an older point.
 	AcceptLoss bool `json:"accept_loss,omitempty"`
@@ -115,6 +115,8 @@ type Plan struct {
 	Outage  time.Duration `json:"outage"`
 	Changes []string      `json:"changes"`
 	Keeps   []string      `json:"keeps"`
+	// Warnings are what to think of before it is done.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // PlanStep is one step of a plan.

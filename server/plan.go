@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strconv"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -60,6 +59,9 @@ func (s *Server) plan(ctx context.Context, v api.VM, kind recovery.Kind, params 
 		plan.Keeps = []string{fmt.Sprintf("the guest goes on running at %s", p.Source)}
 	case recovery.Failover, recovery.Failback:
 		s.planSwitch(v, sp, plan)
+		if err := s.planChoice(ctx, v, sp, plan); err != nil {
+			return nil, err
+		}
 		if sp.FromCommitted {
 			if err := s.planReprotect(ctx, v, plan); err != nil {
 				return nil, err
@@ -138,9 +140,21 @@ func (s *Server) planSwitch(v api.VM, sp switchParams, plan *api.Plan) {
 	plan.Time = plan.Outage + 5*time.Second
 	plan.Changes = []string{fmt.Sprintf("the guest is shut down at %s, started at %s, and fenced at %s", from, to, from)}
 	plan.Keeps = []string{fmt.Sprintf("the copy at %s and all recovery points, until the switch is committed or cancelled", from)}
-	if n, err := strconv.Atoi(sp.Point); err == nil {
-		plan.Changes = append(plan.Changes, fmt.Sprintf("the guest starts from point %d: everything written later is left behind", n))
+}
+
+// planChoice says which point is chosen, what that loses, and what is known against it.
+func (s *Server) planChoice(ctx context.Context, v api.VM, sp switchParams, plan *api.Plan) error {
+	sp.AcceptLoss = true
+	chosen, err := s.checkChoice(ctx, v, sp)
+	if err != nil || chosen == nil {
+		return err
 	}
+	plan.Changes = append(plan.Changes, fmt.Sprintf("the guest starts from point %d (%s): everything written later is left behind", chosen.Sequence, chosen.Kind))
+	plan.Warnings = append(plan.Warnings, lossText(*chosen))
+	if w := recovery.Warning(*chosen); w != "" {
+		plan.Warnings = append(plan.Warnings, w)
+	}
+	return nil
 }
 
 // planReprotect asks the other site what it keeps and says what has to travel.

@@ -81,7 +81,7 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 		}
 		asked := sp
 		asked.AcceptLoss = sp.AcceptLoss || req.DryRun // a dry run shows the loss
-		if err := s.checkPoint(ctx, v, asked); err != nil {
+		if _, err := s.checkChoice(ctx, v, asked); err != nil {
 			return api.OperationAnswer{}, err
 		}
 		params = sp
@@ -110,23 +110,6 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 	}
 	rec, err := s.submit(ctx, who, p, string(kind), title, params)
 	return api.OperationAnswer{Operation: &rec}, err
-}
-
-// checkPoint refuses an older point unless the loss was accepted.
-func (s *Server) checkPoint(ctx context.Context, v api.VM, sp switchParams) error {
-	if sp.Point == "" || sp.Point == "latest" || sp.Point == "latest-processed" {
-		return nil
-	}
-	points, err := s.points(ctx, v.Protection)
-	if err != nil {
-		return err
-	}
-	chosen, err := findPoint(points, sp.Point)
-	if err != nil || sp.AcceptLoss {
-		return err
-	}
-	return switchback.Errorf(switchback.CodeRefused, "point %d is of %s: everything written since, %s and what follows until the shutdown, would be lost",
-		chosen.Sequence, chosen.Time.UTC().Format(time.RFC3339), time.Since(chosen.Time).Round(time.Second)).WithHint("choose latest, or add --accept-loss")
 }
 
 // submit makes the operation durable and links it to the VM.

@@ -60,7 +60,7 @@ func (c *cli) vmCommand() *cobra.Command {
 	}
 
 	moves := func(cmd *cobra.Command, req *api.OperationRequest) {
-		cmd.Flags().StringVar(&req.Point, "point", "latest", "latest, latest-processed, or a point's number")
+		cmd.Flags().StringVar(&req.Point, "point", "latest", recovery.ChoiceHelp)
 		cmd.Flags().BoolVar(&req.AcceptLoss, "accept-loss", false, "agree to lose what was written after an older point")
 		cmd.Flags().DurationVar(&req.ShutdownDeadline, "shutdown-deadline", 90*time.Second, "how long the guest may take to power off")
 		cmd.Flags().BoolVar(&req.ForceOff, "force-off", false, "pull the plug when the deadline has passed")
@@ -147,6 +147,9 @@ func printPlan(w io.Writer, p api.Plan) {
 	}
 	for _, x := range p.Keeps {
 		fmt.Fprintf(w, "  keeps:   %s\n", x)
+	}
+	for _, x := range p.Warnings {
+		fmt.Fprintf(w, "  warning: %s\n", x)
 	}
 	fmt.Fprintf(w, "  network: about %s (%s)\n", bytesText(p.Bytes), p.Basis)
 	fmt.Fprintf(w, "  time:    about %s", seconds(p.Time))
