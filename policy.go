@@ -10,6 +10,50 @@ type Policy struct {
 	KeepPoints int `json:"keep_points"`
 	// Compression is "auto" (by link and processor speed), "none", "s2" or "zstd".
 	Compression string `json:"compression"`
+	// Commit says what becomes of a switch that nobody commits or cancels.
+	Commit CommitPolicy `json:"commit,omitzero"`
+}
+
+// CommitAction is what a commit policy does when its time has passed.
+type CommitAction string
+
+const (
+	// CommitNone: a switch waits for an operator, for ever.
+	CommitNone CommitAction = "none"
+	// CommitCommit makes the switch final.
+	CommitCommit CommitAction = "commit"
+	// CommitUndo takes the switch back: the old side runs again.
+	CommitUndo CommitAction = "undo"
+)
+
+// CommitPolicy is a timer on a switch. It starts when the VM is switched, and anew
+// when its point was changed; operators may extend or stop it.
+type CommitPolicy struct {
+	Action CommitAction  `json:"action,omitempty"` // empty is none
+	After  time.Duration `json:"after,omitempty"`
+}
+
+// Deadline is when the action is due for a VM that is switched at now; zero for none.
+func (c CommitPolicy) Deadline(now time.Time) time.Time {
+	if c.Action == "" || c.Action == CommitNone {
+		return time.Time{}
+	}
+	return now.Add(c.After)
+}
+
+// Validate reports the first setting that cannot work.
+func (c CommitPolicy) Validate() error {
+	switch c.Action {
+	case "", CommitNone:
+		return nil
+	case CommitCommit, CommitUndo:
+	default:
+		return Errorf(CodeInvalid, "unknown commit action %q", c.Action).WithHint("none, commit or undo")
+	}
+	if c.After <= 0 {
+		return Errorf(CodeInvalid, "a commit policy needs a time after which to %s", c.Action).WithHint("for example 30m")
+	}
+	return nil
 }
 
 // DefaultPolicy is used where the operator names none.
@@ -24,6 +68,9 @@ func (p Policy) Validate() error {
 		return Errorf(CodeInvalid, "interval %v is shorter than 1 s", p.Interval).WithHint("choose 1s or more")
 	case p.KeepPoints < 2:
 		return Errorf(CodeInvalid, "cannot keep fewer than 2 points, got %d", p.KeepPoints)
+	}
+	if err := p.Commit.Validate(); err != nil {
+		return err
 	}
 	switch p.Compression {
 	case "auto", "none", "s2", "zstd":

@@ -60,6 +60,22 @@ type Switch struct {
 	// WasRunning says that the guest ran when the switch began.
 	WasRunning bool      `json:"was_running"`
 	StartedAt  time.Time `json:"started_at"`
+	// Snapshot names the kept writes that the VM went on with after a change of
+	// the point; empty where it runs from Point alone.
+	Snapshot string `json:"snapshot,omitempty"`
+	// Changing is set while the VM is moved to another point.
+	Changing *ChangingPoint `json:"changing,omitempty"`
+	// Deadline is when the policy's commit or undo begins by itself; zero: never.
+	Deadline time.Time `json:"deadline,omitzero"`
+	// Overdue says why that could not begin at the deadline; it is tried on.
+	Overdue string `json:"overdue,omitempty"`
+}
+
+// ChangingPoint is a change of the point under way: who does it, and where to.
+type ChangingPoint struct {
+	Operation OperationID `json:"operation"`
+	Point     Point       `json:"point"`
+	Snapshot  string      `json:"snapshot,omitempty"`
 }
 
 // Homeward reports whether the direction of replication is towards home.
@@ -69,6 +85,8 @@ func (p Protection) Homeward() bool { return p.Target == p.Home }
 type Severity string
 
 const (
+	// SeverityNotice is something to know; it leaves the VM healthy.
+	SeverityNotice   Severity = "notice"
 	SeverityWarning  Severity = "warning"
 	SeverityCritical Severity = "critical"
 )

@@ -30,6 +30,15 @@ func (a *Agent) fold(ctx context.Context, t *task, v *vm, req agentapi.Task, _ s
 	if run == nil || run.Folded {
 		return agentapi.FoldResult{}, nil
 	}
+	as := v.assignment()
+	if as.Change != nil {
+		return nil, switchback.Errorf(switchback.CodeRefused, "a change of the point of %s is under way", as.Name).WithHint("let it end, or retry it")
+	}
+	for _, s := range as.Snapshots {
+		if !s.SelfContained {
+			return nil, switchback.Errorf(switchback.CodeRefused, "snapshot %s needs point %d, which the commit deletes", s.Name, s.Sequence).WithHint("drop it, or make it self-contained")
+		}
+	}
 	replica, err := v.openReplica()
 	if err != nil {
 		return nil, err
@@ -37,6 +46,10 @@ func (a *Agent) fold(ctx context.Context, t *task, v *vm, req agentapi.Task, _ s
 	abandoned, err := replica.ChangedAfter(run.Sequence)
 	if err != nil {
 		return nil, err
+	}
+	// So does what earlier runs wrote to the images that this one goes on with.
+	for disk, written := range run.Written {
+		abandoned[disk] = abandoned[disk].Union(written)
 	}
 	if err := v.changeRun(func(r *Run) { r.Abandoned = abandoned }); err != nil {
 		return nil, err
@@ -455,6 +468,11 @@ func (a *Agent) release(ctx context.Context, _ *task, req agentapi.Task, p agent
 		}
 	case as.Dir != "":
 		if err := remove(as.Dir); err != nil {
+			return nil, err
+		}
+	}
+	for _, s := range as.Snapshots {
+		if err := remove(snapshotDir(as, s.Name)); err != nil {
 			return nil, err
 		}
 	}

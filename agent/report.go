@@ -3,8 +3,6 @@ package agent
 import (
 	"context"
 	"net/http"
-	"os"
-	"path/filepath"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -63,7 +61,7 @@ func (v *vm) status() agentapi.VMStatus {
 	v.mu.Lock()
 	a, replica, engine, cond := v.a, v.replica, v.engine, v.cond
 	v.mu.Unlock()
-	st := agentapi.VMStatus{Protection: a.Protection, Role: a.Role, Epoch: a.Epoch, Snapshots: a.snapshots()}
+	st := agentapi.VMStatus{Protection: a.Protection, Role: a.Role, Epoch: a.Epoch}
 	if cond != nil {
 		st.Conditions = append(st.Conditions, *cond)
 	}
@@ -73,11 +71,12 @@ func (v *vm) status() agentapi.VMStatus {
 		st.Replication = &rs
 		st.Conditions = append(st.Conditions, rs.Conditions...)
 	}
+	var points []switchback.Point
 	if replica != nil {
 		m := replica.Manifest()
 		r := &agentapi.ReplicaStatus{Dir: a.ReplicaDir, Seeded: !m.Seeding}
 		r.FreeBytes, _ = freeBytes(a.ReplicaDir)
-		points := replica.Points()
+		points = replica.Points()
 		for _, p := range points {
 			r.JournalBytes += p.StoredBytes
 		}
@@ -86,29 +85,6 @@ func (v *vm) status() agentapi.VMStatus {
 		}
 		st.Replica = r
 	}
+	st.Snapshots = a.snapshots(points)
 	return st
-}
-
-// snapshots lists kept writes of abandoned runs.
-func (a Assignment) snapshots() []agentapi.Snapshot {
-	if a.Dir == "" {
-		return nil
-	}
-	dirs, _ := filepath.Glob(filepath.Join(a.Dir, "snapshots", "*"))
-	var list []agentapi.Snapshot
-	for _, d := range dirs {
-		s := agentapi.Snapshot{Name: filepath.Base(d)}
-		files, _ := filepath.Glob(filepath.Join(d, "*.qcow2"))
-		for _, f := range files {
-			st, err := os.Stat(f)
-			if err != nil {
-				continue
-			}
-			s.Files = append(s.Files, f)
-			s.SizeBytes += st.Size()
-			s.Time = st.ModTime()
-		}
-		list = append(list, s)
-	}
-	return list
 }

@@ -93,12 +93,23 @@ type ReplicaStatus struct {
 	FreeBytes    int64             `json:"free_bytes"`
 }
 
-// Snapshot is what a run that was abandoned wrote, kept until removed.
+// Snapshot is what a run that was abandoned wrote, kept until dropped.
 type Snapshot struct {
-	Name      string    `json:"name"`
-	Files     []string  `json:"files"`
-	SizeBytes int64     `json:"size_bytes"`
-	Time      time.Time `json:"time"`
+	Name string `json:"name"`
+	// Point is the one that the run started from, of which PointTime is the
+	// instant and which Pin keeps; Epoch is the run's.
+	Point     switchback.Sequence `json:"point"`
+	PointTime time.Time           `json:"point_time,omitzero"`
+	Epoch     switchback.Epoch    `json:"epoch"`
+	Pin       string              `json:"pin,omitempty"`
+	// SelfContained: the files are whole disks and need no point.
+	SelfContained bool     `json:"self_contained"`
+	Files         []string `json:"files"`
+	// SizeBytes is what the files occupy; WholeBytes is what they would at most
+	// if they were self-contained.
+	SizeBytes  int64     `json:"size_bytes"`
+	WholeBytes int64     `json:"whole_bytes"`
+	Time       time.Time `json:"time"`
 }
 
 // AgentStatus is what an agent reports to the server.

@@ -11,6 +11,7 @@ import (
 type Summary struct {
 	Copy   *Copy      `json:"copy,omitempty"`
 	Switch *Switched  `json:"switch,omitempty"`
+	Change *Changed   `json:"change,omitempty"`
 	Commit *Committed `json:"commit,omitempty"`
 	// Removed and Left are of unprotect.
 	Removed []string `json:"removed,omitempty"`
@@ -47,12 +48,27 @@ type Switched struct {
 	BytesChanged int64 `json:"bytes_changed"`
 }
 
+// Changed is what a change of the point did.
+type Changed struct {
+	From switchback.Point `json:"from"`
+	To   switchback.Point `json:"to"`
+	// Snapshot is what the VM goes on with; SetAside what it had written before.
+	Snapshot string `json:"snapshot,omitempty"`
+	SetAside string `json:"set_aside,omitempty"`
+	// Outage is from the guest seen off to the guest let run.
+	Outage     time.Duration `json:"outage"`
+	GuestAgent string        `json:"guest_agent"`
+}
+
 // Committed is what a commit did.
 type Committed struct {
 	FoldedBytes int64 `json:"folded_bytes"`
 	CopiedBytes int64 `json:"copied_bytes"`
 	// Live: the guest ran meanwhile.
 	Live bool `json:"live"`
+	// Snapshots were made self-contained and occupy SnapshotBytes now.
+	Snapshots     []string `json:"snapshots,omitempty"`
+	SnapshotBytes int64    `json:"snapshot_bytes,omitempty"`
 	// Seeds are disks kept at the old side for the next reprotect.
 	Seeds []switchback.Disk `json:"seeds,omitempty"`
 }

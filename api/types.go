@@ -70,8 +70,18 @@ type VM struct {
 	LastPoint  *switchback.Point  `json:"last_point,omitempty"`
 	RPOSeconds float64            `json:"rpo_seconds"` // age of the last point; 0 when there is none
 	Allowed    []recovery.Allowed `json:"allowed_operations"`
+	// Countdown is set while the commit policy's timer runs.
+	Countdown *Countdown `json:"countdown,omitempty"`
 	// Current is the operation under way, or the last one when it failed.
 	Current *operation.Record `json:"current_operation,omitempty"`
+}
+
+// Countdown says what the commit policy will do by itself, and when.
+type Countdown struct {
+	Action switchback.CommitAction `json:"action"`
+	At     time.Time               `json:"at"`
+	// Seconds to go; negative when it is due and could not begin.
+	Seconds float64 `json:"seconds"`
 }
 
 // OperationRequest asks for an operation on a VM. Which fields count depends on the kind.
@@ -93,6 +103,13 @@ type OperationRequest struct {
 	// failback: also commit, and also protect again
 	AndCommit    bool `json:"and_commit,omitempty"`
 	AndReprotect bool `json:"and_reprotect,omitempty"`
+	// change-point: the kept writes to go on with, instead of a point; drop-snapshot: which
+	Snapshot string `json:"snapshot,omitempty"`
+	// commit, failback with AndCommit: what becomes of kept snapshots, "drop" or "keep"
+	Snapshots string `json:"snapshots,omitempty"`
+	// extend: by how much, or not at all any more
+	ExtendBy time.Duration `json:"extend_by,omitempty"`
+	Stop     bool          `json:"stop,omitempty"`
 	// unprotect
 	RemoveData bool `json:"remove_data,omitempty"`
 }

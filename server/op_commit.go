@@ -24,6 +24,7 @@ func (s *Server) commitSteps(prefix string) []operation.Step {
 		}}
 	}
 	return []operation.Step{
+		s.settleSnapshots(prefix),
 		step("fold", "fix the point: fold it into the base", func(ctx context.Context, r *operation.Run, p switchback.Protection) error {
 			if err := s.setPhase(ctx, p.ID, switchback.PhaseCommitting); err != nil {
 				return err
@@ -62,8 +63,13 @@ func (s *Server) commitSteps(prefix string) []operation.Step {
 			if err := r.StepResult(prefix+"collapse", &collapse); err != nil {
 				return err
 			}
+			var settled agentapi.SettleSnapshotsResult
+			if err := r.StepResult(prefix+"snapshots", &settled); err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
+				return err
+			}
 			err := summarise(r, func(sum *api.Summary) {
-				sum.Commit = &api.Committed{FoldedBytes: fold.Bytes, CopiedBytes: collapse.CopiedBytes, Live: collapse.Live, Seeds: out.Seeds}
+				sum.Commit = &api.Committed{FoldedBytes: fold.Bytes, CopiedBytes: collapse.CopiedBytes, Live: collapse.Live, Seeds: out.Seeds,
+					Snapshots: settled.Kept, SnapshotBytes: settled.Bytes}
 			})
 			if err != nil {
 				return err

@@ -28,6 +28,8 @@ type switchParams struct {
 	FromCommitted bool `json:"from_committed"`
 	AndCommit     bool `json:"and_commit"`
 	AndReprotect  bool `json:"and_reprotect"`
+	// Snapshots is for AndCommit: see commitParams.
+	Snapshots string `json:"snapshots,omitempty"`
 }
 
 // switchSteps moves a VM that is protected and whose both sites are up. Undo
@@ -261,6 +263,7 @@ func (s *Server) switchCheck(ctx context.Context, r *operation.Run) error {
 	}
 	_, err = s.update(ctx, p.ID, func(p *switchback.Protection) error {
 		p.Phase = switchback.PhaseSwitched
+		p.Switch.Deadline = p.Policy.Commit.Deadline(time.Now())
 		p.Source, p.Target = p.Switch.To, p.Switch.From
 		p.SourceAgent, p.TargetAgent = p.Switch.ToAgent, p.Switch.FromAgent
 		return nil

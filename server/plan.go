@@ -95,6 +95,25 @@ func (s *Server) plan(ctx context.Context, v api.VM, kind recovery.Kind, params 
 			plan.Changes = append(plan.Changes, fmt.Sprintf("the VM is undefined at %s", p.Target))
 			plan.Keeps = []string{fmt.Sprintf("its disks at %s stay as seed of the next reprotect", p.Target)}
 		}
+		planSnapshots(v, params.(commitParams).Snapshots, plan)
+	case recovery.ChangePoint:
+		if err := s.planChange(ctx, v, params.(changeParams), plan); err != nil {
+			return nil, err
+		}
+	case recovery.Extend:
+		plan.Basis = "nothing is copied"
+		if ep := params.(extendParams); ep.Until.IsZero() {
+			plan.Changes = []string{"the countdown stops: the switch waits for an operator"}
+		} else {
+			plan.Changes = []string{fmt.Sprintf("the policy's %s begins at %s", p.Policy.Commit.Action, ep.Until.UTC().Format(time.RFC3339))}
+		}
+	case recovery.DropSnapshot:
+		_, kept, err := snapshotKeeper(v, params.(dropSnapshotParams).Snapshot)
+		if err != nil {
+			return nil, err
+		}
+		plan.Basis = "nothing is copied"
+		plan.Changes = []string{fmt.Sprintf("snapshot %s is deleted: %d MiB that a run from point %d wrote", kept.Name, kept.SizeBytes>>20, kept.Point)}
 	case recovery.Cancel:
 		plan.Basis = "nothing is copied"
 		plan.Time, plan.Outage = 15*time.Second, 15*time.Second

@@ -151,6 +151,7 @@ func (s *Server) Run(ctx context.Context) error {
 			failed <- err
 		}
 	})
+	wg.Go(func() { s.watchDeadlines(ctx) })
 	var err error
 	select {
 	case err = <-failed:

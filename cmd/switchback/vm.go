@@ -26,6 +26,7 @@ func (c *cli) vmCommand() *cobra.Command {
 		cmd.Flags().DurationVar(&policy.Interval, "interval", policy.Interval, "time between recovery points, from 1s")
 		cmd.Flags().IntVar(&policy.KeepPoints, "keep", policy.KeepPoints, "how many of the newest points are kept")
 		cmd.Flags().StringVar(&policy.Compression, "compression", policy.Compression, "auto, none, s2 or zstd")
+		commitPolicyFlags(cmd, &policy.Commit)
 	}
 	protect := c.vmOperation(recovery.Protect, "protect VM", "Replicate a VM to another site", func(req *api.OperationRequest, _ *cobra.Command) {
 		req.From, req.To, req.Networks, req.Policy = switchback.SiteID(protectFrom), switchback.SiteID(protectTo), networks, &policy
@@ -56,6 +57,7 @@ func (c *cli) vmCommand() *cobra.Command {
 		if !cmd.Flags().Changed("compression") {
 			policy.Compression = v.Policy.Compression
 		}
+		commitPolicyUnchanged(cmd, &policy.Commit, v.Policy.Commit)
 		return editPlain(cmd, args)
 	}
 
@@ -76,6 +78,7 @@ func (c *cli) vmCommand() *cobra.Command {
 	failback := c.vmOperation(recovery.Failback, "failback VM", "Move a VM home; reprotects first where needed", setMove)
 	moves(failback, &move)
 	failback.Flags().BoolVar(&move.AndCommit, "commit", false, "also commit")
+	failback.Flags().StringVar(&move.Snapshots, "snapshots", "", "with --commit: drop or keep snapshots that need the points")
 	failback.Flags().BoolVar(&move.AndReprotect, "reprotect", false, "also protect again in the forward direction (needs --commit)")
 
 	var remove bool
@@ -85,9 +88,12 @@ func (c *cli) vmCommand() *cobra.Command {
 	plain := func(k recovery.Kind, use, short string) *cobra.Command {
 		return c.vmOperation(k, use+" VM", short, func(*api.OperationRequest, *cobra.Command) {})
 	}
-	cmd.AddCommand(protect, edit, failover, failback, unprotect,
+	var snapshots string
+	commit := c.vmOperation(recovery.Commit, "commit VM", "Make a switch final: plain local disks, points deleted", func(req *api.OperationRequest, _ *cobra.Command) { req.Snapshots = snapshots })
+	commit.Flags().StringVar(&snapshots, "snapshots", "", "drop the kept snapshots, or keep them, made self-contained")
+	cmd.AddCommand(c.changeCommands()...)
+	cmd.AddCommand(commit, protect, edit, failover, failback, unprotect,
 		plain(recovery.TakePoint, "take-point", "Take a recovery point now"),
-		plain(recovery.Commit, "commit", "Make a switch final: plain local disks, points deleted"),
 		plain(recovery.Cancel, "cancel", "Undo an uncommitted switch, or stop the operation under way"),
 		plain(recovery.Reprotect, "reprotect", "Replicate a committed VM the other way, by delta"),
 		plain(recovery.Pause, "pause", "Hold replication"),
@@ -235,6 +241,9 @@ func printVM(w io.Writer, v api.VM) {
 	line("active at", "%s, epoch %d (home is %s)", v.Source, v.Epoch, v.Home)
 	line("other site", "%s", v.Target)
 	line("policy", "a point every %s, %d kept, compression %s", v.Policy.Interval, v.Policy.KeepPoints, v.Policy.Compression)
+	if c := v.Policy.Commit; c.Action != "" && c.Action != switchback.CommitNone {
+		line("", "%s %s after a switch", c.Action, c.After)
+	}
 	for _, d := range v.Disks {
 		line("disk", "%s, %s", d.Name, bytesText(d.SizeBytes))
 	}
@@ -264,10 +273,8 @@ func printVM(w io.Writer, v api.VM) {
 		if t.Replica != nil {
 			line("replica", "%d points, journal %s, %s free there", t.Replica.Points, bytesText(t.Replica.JournalBytes), bytesText(t.Replica.FreeBytes))
 		}
-		for _, s := range t.Snapshots {
-			line("snapshot", "%s: %s set aside (%s)", s.Name, bytesText(s.SizeBytes), ago(s.Time))
-		}
 	}
+	printSwitch(line, v)
 	for site, disks := range v.Seeds {
 		for _, d := range disks {
 			line("seed", "%s at %s: kept for the next reprotect, removed by unprotect --remove-data", d.Path, site)
@@ -279,9 +286,9 @@ func printVM(w io.Writer, v api.VM) {
 	fmt.Fprintln(w, "operations")
 	for _, a := range v.Allowed {
 		if a.Allowed {
-			fmt.Fprintf(w, "  %-11s possible\n", a.Kind)
+			fmt.Fprintf(w, "  %-13s possible\n", a.Kind)
 		} else {
-			fmt.Fprintf(w, "  %-11s not now: %s", a.Kind, a.Reason)
+			fmt.Fprintf(w, "  %-13s not now: %s", a.Kind, a.Reason)
 			if a.Remedy != "" {
 				fmt.Fprintf(w, " (%s)", a.Remedy)
 			}
