@@ -10,6 +10,9 @@ type Policy struct {
 	KeepPoints int `json:"keep_points"`
 	// Compression is "auto" (by link and processor speed), "none", "s2" or "zstd".
 	Compression string `json:"compression"`
+	// AppConsistentEvery is how often a point is application-consistent: the
+	// guest's file systems are frozen through its agent at its instant. 0 = never.
+	AppConsistentEvery time.Duration `json:"app_consistent_every,omitempty"`
 	// Commit says what becomes of a switch that nobody commits or cancels.
 	Commit CommitPolicy `json:"commit,omitzero"`
 }
@@ -56,7 +59,9 @@ func (c CommitPolicy) Validate() error {
 	return nil
 }
 
-// DefaultPolicy is used where the operator names none.
+// DefaultPolicy is used where the operator names none. It asks for no
+// application-consistent points: they hold a guest's writes for a moment and need
+// an agent in it, which is for its owner to decide.
 func DefaultPolicy() Policy {
 	return Policy{Interval: 5 * time.Second, KeepPoints: 120, Compression: "auto"}
 }
@@ -68,6 +73,9 @@ func (p Policy) Validate() error {
 		return Errorf(CodeInvalid, "interval %v is shorter than 1 s", p.Interval).WithHint("choose 1s or more")
 	case p.KeepPoints < 2:
 		return Errorf(CodeInvalid, "cannot keep fewer than 2 points, got %d", p.KeepPoints)
+	}
+	if p.AppConsistentEvery != 0 && p.AppConsistentEvery < p.Interval {
+		return Errorf(CodeInvalid, "application-consistent points every %v, but points every %v", p.AppConsistentEvery, p.Interval).WithHint("choose the interval or more, or 0 for never")
 	}
 	if err := p.Commit.Validate(); err != nil {
 		return err

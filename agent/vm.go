@@ -211,6 +211,10 @@ func (v *vm) takeUpOnce(ctx context.Context) error {
 	defer v.act.Unlock()
 	switch v.assignment().Role {
 	case agentapi.RoleSource:
+		a := v.assignment()
+		if err := replicator.ThawLeft(ctx, indexDir(v.agent.cfg.StateDir, a.Protection), v.agent.hv, a.VM); err != nil {
+			v.agent.log.Error("a guest that was frozen is not thawed yet", "protection", a.Protection, "error", err)
+		}
 		return v.startEngine(v.agent.tasks.ctx)
 	case agentapi.RoleTarget:
 		_, err := v.openReplica()

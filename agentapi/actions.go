@@ -93,6 +93,12 @@ type ReplicateParams struct {
 	SendAll bool `json:"send_all"`
 }
 
+// TakePointParams say what the point is to be.
+type TakePointParams struct {
+	// ApplicationConsistent refuses where no guest agent answers.
+	ApplicationConsistent bool `json:"application_consistent"`
+}
+
 // PointResult answers take-point and final-point.
 type PointResult struct {
 	Report replicator.CycleReport `json:"report"`

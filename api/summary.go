@@ -28,6 +28,8 @@ type Copy struct {
 	BytesSent    int64         `json:"bytes_sent"`
 	BytesChanged int64         `json:"bytes_changed"`
 	Took         time.Duration `json:"took"`
+	// Frozen is how long the guest's file systems were held for it.
+	Frozen time.Duration `json:"frozen,omitempty"`
 }
 
 // Switched is what a failover or failback measured.

@@ -103,6 +103,8 @@ type OperationRequest struct {
 	// failback: also commit, and also protect again
 	AndCommit    bool `json:"and_commit,omitempty"`
 	AndReprotect bool `json:"and_reprotect,omitempty"`
+	// take-point: frozen through the guest agent, or refused
+	ApplicationConsistent bool `json:"application_consistent,omitempty"`
 	// change-point: the kept writes to go on with, instead of a point; drop-snapshot: which
 	Snapshot string `json:"snapshot,omitempty"`
 	// commit, failback with AndCommit: what becomes of kept snapshots, "drop" or "keep"

@@ -62,6 +62,9 @@ type Engine struct {
 	jobsClear  bool // no job of ours is left open
 	// agentMissed: the guest agent was waited for, and did not connect.
 	agentMissed bool
+	// appTaken is when the newest application-consistent point was taken by this
+	// engine, appTried when one could not be.
+	appTaken, appTried time.Time
 
 	ioErrors chan string
 }

@@ -125,6 +125,9 @@ func (s *Server) plan(ctx context.Context, v api.VM, kind recovery.Kind, params 
 		if lc := lastCycle(v); lc != nil {
 			plan.Bytes, plan.Time = lc.SentBytes, lc.Total
 		}
+		if tp, ok := params.(agentapi.TakePointParams); ok && tp.ApplicationConsistent {
+			plan.Changes = []string{"the guest's file systems are frozen through its agent while the instant is fixed, 10 s at most; refused where the agent does not answer"}
+		}
 	case recovery.Unprotect:
 		plan.Basis = "nothing is copied"
 		plan.Time = 5 * time.Second

@@ -90,6 +90,8 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 			return api.OperationAnswer{}, err
 		}
 		params = sp
+	case recovery.TakePoint:
+		params = agentapi.TakePointParams{ApplicationConsistent: req.ApplicationConsistent}
 	case recovery.ChangePoint:
 		cp := changeParams{Point: req.Point, Snapshot: req.Snapshot, ShutdownDeadline: req.ShutdownDeadline}
 		if cp.ShutdownDeadline == 0 {

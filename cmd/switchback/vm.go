@@ -26,6 +26,7 @@ func (c *cli) vmCommand() *cobra.Command {
 		cmd.Flags().DurationVar(&policy.Interval, "interval", policy.Interval, "time between recovery points, from 1s")
 		cmd.Flags().IntVar(&policy.KeepPoints, "keep", policy.KeepPoints, "how many of the newest points are kept")
 		cmd.Flags().StringVar(&policy.Compression, "compression", policy.Compression, "auto, none, s2 or zstd")
+		cmd.Flags().DurationVar(&policy.AppConsistentEvery, "app-consistent-every", policy.AppConsistentEvery, "how often a point freezes the guest's file systems through its agent; 0 = never")
 		commitPolicyFlags(cmd, &policy.Commit)
 	}
 	protect := c.vmOperation(recovery.Protect, "protect VM", "Replicate a VM to another site", func(req *api.OperationRequest, _ *cobra.Command) {
@@ -56,6 +57,9 @@ func (c *cli) vmCommand() *cobra.Command {
 		}
 		if !cmd.Flags().Changed("compression") {
 			policy.Compression = v.Policy.Compression
+		}
+		if !cmd.Flags().Changed("app-consistent-every") {
+			policy.AppConsistentEvery = v.Policy.AppConsistentEvery
 		}
 		commitPolicyUnchanged(cmd, &policy.Commit, v.Policy.Commit)
 		return editPlain(cmd, args)
@@ -88,12 +92,14 @@ func (c *cli) vmCommand() *cobra.Command {
 	plain := func(k recovery.Kind, use, short string) *cobra.Command {
 		return c.vmOperation(k, use+" VM", short, func(*api.OperationRequest, *cobra.Command) {})
 	}
+	var appConsistent bool
+	takePoint := c.vmOperation(recovery.TakePoint, "take-point VM", "Take a recovery point now", func(req *api.OperationRequest, _ *cobra.Command) { req.ApplicationConsistent = appConsistent })
+	takePoint.Flags().BoolVar(&appConsistent, "app-consistent", false, "freeze the guest's file systems through its agent, or take none")
 	var snapshots string
 	commit := c.vmOperation(recovery.Commit, "commit VM", "Make a switch final: plain local disks, points deleted", func(req *api.OperationRequest, _ *cobra.Command) { req.Snapshots = snapshots })
 	commit.Flags().StringVar(&snapshots, "snapshots", "", "drop the kept snapshots, or keep them, made self-contained")
 	cmd.AddCommand(c.changeCommands()...)
-	cmd.AddCommand(commit, protect, edit, failover, failback, unprotect,
-		plain(recovery.TakePoint, "take-point", "Take a recovery point now"),
+	cmd.AddCommand(takePoint, commit, protect, edit, failover, failback, unprotect,
 		plain(recovery.Cancel, "cancel", "Undo an uncommitted switch, or stop the operation under way"),
 		plain(recovery.Reprotect, "reprotect", "Replicate a committed VM the other way, by delta"),
 		plain(recovery.Pause, "pause", "Hold replication"),
@@ -241,6 +247,9 @@ func printVM(w io.Writer, v api.VM) {
 	line("active at", "%s, epoch %d (home is %s)", v.Source, v.Epoch, v.Home)
 	line("other site", "%s", v.Target)
 	line("policy", "a point every %s, %d kept, compression %s", v.Policy.Interval, v.Policy.KeepPoints, v.Policy.Compression)
+	if every := v.Policy.AppConsistentEvery; every > 0 {
+		line("", "an application-consistent point every %s", every)
+	}
 	if c := v.Policy.Commit; c.Action != "" && c.Action != switchback.CommitNone {
 		line("", "%s %s after a switch", c.Action, c.After)
 	}
