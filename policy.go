@@ -34,6 +34,8 @@ const (
 type CommitPolicy struct {
 	Action CommitAction  `json:"action,omitempty"` // empty is none
 	After  time.Duration `json:"after,omitempty"`
+	// KeepPoints: the commit keeps the points up to the chosen one.
+	KeepPoints bool `json:"keep_points,omitempty"`
 }
 
 // Deadline is when the action is due for a VM that is switched at now; zero for none.

@@ -34,6 +34,9 @@ type Protection struct {
 	// Seeds are disk files that a commit left behind as seed of the next
 	// reprotect, by site; removable.
 	Seeds map[SiteID][]Disk `json:"seeds,omitempty"`
+	// KeptPoints: a commit has kept points at Source, read-only, until the new
+	// direction has its own.
+	KeptPoints bool `json:"kept_points,omitempty"`
 	// CreatedAt is when the VM was first protected.
 	CreatedAt time.Time `json:"created_at"`
 	// Version is raised by each write; a write with an old one is refused.

@@ -12,6 +12,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/journal"
 	"github.com/switchback-dr/switchback/qemu"
 )
 
@@ -30,28 +31,14 @@ func (a *Agent) fold(ctx context.Context, t *task, v *vm, req agentapi.Task, _ s
 	if run == nil || run.Folded {
 		return agentapi.FoldResult{}, nil
 	}
-	as := v.assignment()
-	if as.Change != nil {
-		return nil, switchback.Errorf(switchback.CodeRefused, "a change of the point of %s is under way", as.Name).WithHint("let it end, or retry it")
-	}
-	for _, s := range as.Snapshots {
-		if !s.SelfContained {
-			return nil, switchback.Errorf(switchback.CodeRefused, "snapshot %s needs point %d, which the commit deletes", s.Name, s.Sequence).WithHint("drop it, or make it self-contained")
-		}
+	if err := v.settled(v.assignment()); err != nil {
+		return nil, err
 	}
 	replica, err := v.openReplica()
 	if err != nil {
 		return nil, err
 	}
-	abandoned, err := replica.ChangedAfter(run.Sequence)
-	if err != nil {
-		return nil, err
-	}
-	// So does what earlier runs wrote to the images that this one goes on with.
-	for disk, written := range run.Written {
-		abandoned[disk] = abandoned[disk].Union(written)
-	}
-	if err := v.changeRun(func(r *Run) { r.Abandoned = abandoned }); err != nil {
+	if err := v.fixAbandoned(replica, run); err != nil {
 		return nil, err
 	}
 	t.Report("folding points into the base", nil)
@@ -65,6 +52,33 @@ func (a *Agent) fold(ctx context.Context, t *task, v *vm, req agentapi.Task, _ s
 		return nil, err
 	}
 	return agentapi.FoldResult{Bytes: bytes}, v.changeRun(func(r *Run) { r.Folded = true })
+}
+
+// settled refuses a commit that would take points away from somebody.
+func (v *vm) settled(as Assignment) error {
+	if as.Change != nil {
+		return switchback.Errorf(switchback.CodeRefused, "a change of the point of %s is under way", as.Name).WithHint("let it end, or retry it")
+	}
+	for _, s := range as.Snapshots {
+		if !s.SelfContained {
+			return switchback.Errorf(switchback.CodeRefused, "snapshot %s needs point %d, which the commit takes away", s.Name, s.Sequence).WithHint("drop it, or make it self-contained")
+		}
+	}
+	return nil
+}
+
+// fixAbandoned makes durable what the way home has to carry beside the run's
+// bitmap, as long as it can be found out.
+func (v *vm) fixAbandoned(replica *journal.Replica, run *Run) error {
+	abandoned, err := replica.ChangedAfter(run.Sequence)
+	if err != nil {
+		return err
+	}
+	// So does what earlier runs wrote to the images that this one goes on with.
+	for disk, written := range run.Written {
+		abandoned[disk] = abandoned[disk].Union(written)
+	}
+	return v.changeRun(func(r *Run) { r.Abandoned = abandoned })
 }
 
 // collapse moves the VM from overlay and view onto the plain base, while it
@@ -330,7 +344,7 @@ func (a *Agent) settle(ctx context.Context, _ *task, v *vm, req agentapi.Task, _
 		r.AbandonedBytes += s.Bytes()
 	}
 	if run == nil {
-		return r, sweep(as.Dir) // what a crash after the change below has left
+		return r, sweep(as) // what a crash after the change below has left
 	}
 	definition, err := a.hv.Definition(ctx, as.VM, false)
 	if err != nil {
@@ -369,12 +383,13 @@ func (a *Agent) settle(ctx context.Context, _ *task, v *vm, req agentapi.Task, _
 		return nil, err
 	}
 	v.closeReplica()
-	return r, sweep(as.Dir)
+	return r, sweep(v.assignment())
 }
 
 // sweep removes the journals and overlays of a VM that runs on plain disks. Kept
-// snapshots stay.
-func sweep(dir string) error {
+// snapshots and points stay.
+func sweep(as Assignment) error {
+	dir := as.Dir
 	if dir == "" {
 		return nil
 	}
@@ -384,6 +399,9 @@ func sweep(dir string) error {
 			return err
 		}
 		for _, path := range paths {
+			if as.Kept != nil && path == as.Kept.Dir {
+				continue
+			}
 			if err := os.RemoveAll(path); err != nil {
 				return err
 			}
@@ -469,6 +487,13 @@ func (a *Agent) release(ctx context.Context, _ *task, req agentapi.Task, p agent
 	case as.Dir != "":
 		if err := remove(as.Dir); err != nil {
 			return nil, err
+		}
+	}
+	if as.Kept != nil {
+		for _, path := range append([]string{as.Kept.Dir}, as.Kept.Bases...) {
+			if err := remove(path); err != nil {
+				return nil, err
+			}
 		}
 	}
 	for _, s := range as.Snapshots {

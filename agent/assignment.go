@@ -48,6 +48,8 @@ type Assignment struct {
 	Change *Change `json:"change,omitempty"`
 	// Snapshots are what abandoned runs wrote.
 	Snapshots []Snapshot `json:"snapshots,omitempty"`
+	// Kept are points that a commit has kept.
+	Kept *KeptPoints `json:"kept,omitempty"`
 	// Rest is the state of the disks here when the VM left.
 	Rest *Rest `json:"rest,omitempty"`
 	// ShutdownUntil is set while the guest has been asked to power off: until

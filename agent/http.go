@@ -30,6 +30,8 @@ func (a *Agent) actions() map[string]action {
 		agentapi.ActionChangePoint:     onVM(a, a.changePoint, agentapi.RoleActive),
 		agentapi.ActionDropSnapshot:    onVM(a, a.dropSnapshot),
 		agentapi.ActionSettleSnapshots: onVM(a, a.settleSnapshots, agentapi.RoleActive),
+		agentapi.ActionKeepPoints:      onVM(a, a.keepPoints, agentapi.RoleActive),
+		agentapi.ActionDropKept:        onVM(a, a.dropKept),
 		agentapi.ActionFold:            onVM(a, a.fold, agentapi.RoleActive),
 		agentapi.ActionCollapse:        onVM(a, a.collapse, agentapi.RoleActive),
 		agentapi.ActionSettle:          onVM(a, a.settle, agentapi.RoleActive),
@@ -65,6 +67,10 @@ func (a *Agent) handler() http.Handler {
 		v, err := a.vm(switchback.ProtectionID(r.PathValue("protection")))
 		if err != nil {
 			transport.WriteError(w, err)
+			return
+		}
+		if as := v.assignment(); as.ReplicaDir == "" && as.Kept != nil {
+			transport.WriteJSON(w, http.StatusOK, as.Kept.Points)
 			return
 		}
 		replica, err := v.openReplica()

@@ -85,6 +85,6 @@ func (v *vm) status() agentapi.VMStatus {
 		}
 		st.Replica = r
 	}
-	st.Snapshots = a.snapshots(points)
+	st.Snapshots, st.Kept = a.snapshots(points), a.Kept.status()
 	return st
 }

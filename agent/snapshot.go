@@ -319,17 +319,10 @@ func (a Assignment) snapshots(points []switchback.Point) []agentapi.Snapshot {
 				r.Files = append(r.Files, path)
 				r.SizeBytes += occupied(path)
 			}
-			if !s.SelfContained {
-				r.WholeBytes += occupied(d.Path)
-			}
 		}
-		r.WholeBytes += r.SizeBytes
+		r.WholeBytes = r.SizeBytes
 		if !s.SelfContained {
-			for _, p := range points {
-				if p.Sequence <= s.Sequence {
-					r.WholeBytes += p.ChangedBytes
-				}
-			}
+			r.WholeBytes += wholeBytes(a.Disks, points, s.Sequence)
 		}
 		list = append(list, r)
 	}

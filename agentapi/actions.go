@@ -28,6 +28,8 @@ const (
 	ActionChangePoint     = "change-point"     // new side: run from another point, or on from a snapshot
 	ActionDropSnapshot    = "drop-snapshot"    // any: delete what an abandoned run wrote
 	ActionSettleSnapshots = "settle-snapshots" // new side, before a commit: make snapshots self-contained, or drop them
+	ActionKeepPoints      = "keep-points"      // new side, instead of fold: points up to the chosen one stay, read-only
+	ActionDropKept        = "drop-kept"        // new side: delete those
 	ActionFold            = "fold"             // new side: base := chosen point
 	ActionCollapse        = "collapse"         // new side: move the VM onto the plain base
 	ActionSettle          = "settle"           // new side: definition, delta, journal removed

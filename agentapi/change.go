@@ -47,3 +47,15 @@ type SettleSnapshotsResult struct {
 	// Bytes is what those that were made self-contained occupy now.
 	Bytes int64 `json:"bytes"`
 }
+
+// KeepPointsParams keep points at a commit.
+type KeepPointsParams struct {
+	// DryRun only says what it would take; CodeNoSpace where there is no room.
+	DryRun bool `json:"dry_run"`
+}
+
+// KeepPointsResult says what it took; of a dry run, what it would at most.
+type KeepPointsResult struct {
+	Bytes  int64 `json:"bytes"`
+	Points int   `json:"points"`
+}

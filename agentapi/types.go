@@ -78,7 +78,9 @@ type VMStatus struct {
 	// Replica is set where a replica is kept.
 	Replica *ReplicaStatus `json:"replica,omitempty"`
 	// Snapshots are kept writes of abandoned runs.
-	Snapshots  []Snapshot             `json:"snapshots,omitempty"`
+	Snapshots []Snapshot `json:"snapshots,omitempty"`
+	// Kept are points that a commit has kept, read-only.
+	Kept       *KeptPoints            `json:"kept_points,omitempty"`
 	Conditions []switchback.Condition `json:"conditions,omitempty"`
 }
 
@@ -91,6 +93,14 @@ type ReplicaStatus struct {
 	Newest       *switchback.Point `json:"newest,omitempty"`
 	JournalBytes int64             `json:"journal_bytes"`
 	FreeBytes    int64             `json:"free_bytes"`
+}
+
+// KeptPoints are the points that a commit has kept until the new direction has its own.
+type KeptPoints struct {
+	// Dir is their journal; 'switchback export' serves them from there.
+	Dir       string `json:"dir"`
+	Points    int    `json:"points"`
+	SizeBytes int64  `json:"size_bytes"`
 }
 
 // Snapshot is what a run that was abandoned wrote, kept until dropped.

@@ -68,6 +68,9 @@ type Committed struct {
 	CopiedBytes int64 `json:"copied_bytes"`
 	// Live: the guest ran meanwhile.
 	Live bool `json:"live"`
+	// KeptPoints is how many points were kept, at the price of KeptBytes.
+	KeptPoints int   `json:"kept_points,omitempty"`
+	KeptBytes  int64 `json:"kept_bytes,omitempty"`
 	// Snapshots were made self-contained and occupy SnapshotBytes now.
 	Snapshots     []string `json:"snapshots,omitempty"`
 	SnapshotBytes int64    `json:"snapshot_bytes,omitempty"`

@@ -109,6 +109,8 @@ type OperationRequest struct {
 	Snapshot string `json:"snapshot,omitempty"`
 	// commit, failback with AndCommit: what becomes of kept snapshots, "drop" or "keep"
 	Snapshots string `json:"snapshots,omitempty"`
+	// and of the points up to the chosen one: "delete" (default) or "keep"
+	Points string `json:"points,omitempty"`
 	// extend: by how much, or not at all any more
 	ExtendBy time.Duration `json:"extend_by,omitempty"`
 	Stop     bool          `json:"stop,omitempty"`

@@ -34,10 +34,12 @@ const (
 	Extend Kind = "extend"
 	// DropSnapshot deletes what an abandoned run wrote.
 	DropSnapshot Kind = "drop-snapshot"
+	// DropKept deletes the points that a commit has kept.
+	DropKept Kind = "drop-kept"
 )
 
 // Kinds in the order they are shown.
-var Kinds = []Kind{TakePoint, Failover, Failback, ChangePoint, Commit, Cancel, Extend, Reprotect, Pause, Resume, Edit, Retry, DropSnapshot, Unprotect}
+var Kinds = []Kind{TakePoint, Failover, Failback, ChangePoint, Commit, Cancel, Extend, Reprotect, Pause, Resume, Edit, Retry, DropSnapshot, DropKept, Unprotect}
 
 // Allowed says whether an operation may be asked for now; Reason and Remedy why not.
 type Allowed struct {
@@ -158,6 +160,9 @@ func Check(p switchback.Protection, f Facts, k Kind) Allowed {
 		case switchback.PhaseCommitting:
 			return no("the switch is being committed: its points are going", "let the commit end; a new failover has new points")
 		case switchback.PhaseCommitted:
+			if p.KeptPoints {
+				return no("the switch is committed: the points that it has kept are only to be read", "'switchback export' serves them; a new failover has new points")
+			}
 			return no("the switch is committed: the points are gone", "reprotect it; a new failover has new points")
 		}
 		if a, ok := phase(in, "only a VM that is switched and not committed changes its point: fail over first", switchback.PhaseSwitched); !ok && !changeFailed(p, f) {
@@ -175,6 +180,12 @@ func Check(p switchback.Protection, f Facts, k Kind) Allowed {
 			return no("no countdown runs", "commit or cancel when you are ready")
 		}
 		return yes
+	case DropKept:
+		if !p.KeptPoints {
+			return no("no commit has kept points", "there is nothing to drop")
+		}
+		a, _ := phase(in, "wait until it is protected or committed", switchback.PhaseCommitted, switchback.PhaseProtected)
+		return a
 	case DropSnapshot:
 		if f.Snapshots == 0 {
 			return no("no snapshot is kept", "there is nothing to drop")

@@ -63,7 +63,11 @@ func (s *Server) beginDue(ctx context.Context, now time.Time, tried map[switchba
 		if p.Policy.Commit.Action == switchback.CommitUndo {
 			kind = recovery.Cancel
 		}
-		_, asked := s.request(ctx, policyName, string(p.ID), kind, api.OperationRequest{})
+		var req api.OperationRequest
+		if p.Policy.Commit.KeepPoints {
+			req.Points = "keep"
+		}
+		_, asked := s.request(ctx, policyName, string(p.ID), kind, req)
 		if asked == nil {
 			s.log.Info("the commit policy's time has passed", "vm", p.Name, "operation", kind)
 		}

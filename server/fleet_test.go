@@ -252,6 +252,11 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 		var p agentapi.DropSnapshotParams
 		params(&p)
 		dry = " " + p.Name
+	case agentapi.ActionKeepPoints:
+		var p agentapi.KeepPointsParams
+		if params(&p); p.DryRun {
+			dry = " dry"
+		}
 	case agentapi.ActionSettleSnapshots:
 		var p agentapi.SettleSnapshotsParams
 		params(&p)
@@ -322,6 +327,8 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 		}
 		a.epoch, a.run, a.state = t.Epoch, p.Sequence, hypervisor.StateRunning
 		return agentapi.ChangePointResult{OffAt: time.Now().Add(-time.Second), RunningAt: time.Now(), Sequence: p.Sequence, SetAside: kept}, nil
+	case agentapi.ActionKeepPoints:
+		return agentapi.KeepPointsResult{Bytes: 3 << 20, Points: int(a.run)}, nil
 	case agentapi.ActionDropSnapshot:
 		var p agentapi.DropSnapshotParams
 		params(&p)

@@ -20,6 +20,8 @@ type dropSnapshotParams struct {
 type commitParams struct {
 	// Snapshots is "drop" or "keep" (self-contained); empty where there are none.
 	Snapshots string `json:"snapshots,omitempty"`
+	// Points is "keep", or "delete" (also when empty).
+	Points string `json:"points,omitempty"`
 }
 
 func (s *Server) dropSnapshotSteps() []operation.Step {
@@ -90,17 +92,26 @@ func checkSnapshots(choice string, st *agentapi.VMStatus) error {
 
 // settleSnapshots is the step of a commit before anything of it is final.
 func (s *Server) settleSnapshots(prefix string) operation.Step {
-	return operation.Step{Name: prefix + "snapshots", Title: "settle the kept snapshots", RetryFor: longRetry, Cancellable: true, Do: func(ctx context.Context, r *operation.Run) error {
+	return operation.Step{Name: prefix + "snapshots", Title: "check the room, settle the kept snapshots", RetryFor: longRetry, Cancellable: true, Do: func(ctx context.Context, r *operation.Run) error {
 		var params commitParams
 		if err := r.Params(&params); err != nil {
 			return err
 		}
-		if params.Snapshots == "" {
-			return operation.Skip("there are none") // the agent refuses to fold where there are
-		}
 		p, err := s.of(ctx, r)
 		if err != nil {
 			return err
+		}
+		if params.Points == "keep" { // that there is room is seen while there is a way back
+			err := s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionKeepPoints, agentapi.KeepPointsParams{DryRun: true}, nil)
+			if switchback.CodeOf(err) == switchback.CodeNoSpace { // not to be waited for
+				return switchback.Errorf(switchback.CodeRefused, "%w", err).WithHint("make room, or delete the points: --points delete")
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if params.Snapshots == "" {
+			return operation.Skip("there are none") // the agent refuses to fold where there are
 		}
 		var out agentapi.SettleSnapshotsResult
 		err = s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionSettleSnapshots, agentapi.SettleSnapshotsParams{Keep: params.Snapshots == "keep"}, &out)

@@ -28,8 +28,9 @@ type switchParams struct {
 	FromCommitted bool `json:"from_committed"`
 	AndCommit     bool `json:"and_commit"`
 	AndReprotect  bool `json:"and_reprotect"`
-	// Snapshots is for AndCommit: see commitParams.
+	// for AndCommit: see commitParams
 	Snapshots string `json:"snapshots,omitempty"`
+	Points    string `json:"points,omitempty"`
 }
 
 // switchSteps moves a VM that is protected and whose both sites are up. Undo

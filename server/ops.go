@@ -29,6 +29,7 @@ func (s *Server) definitions() []operation.Definition {
 		{Kind: "change-point", Steps: operation.Fixed(s.changePointSteps()...), OnEnd: s.end},
 		{Kind: "extend", Steps: operation.Fixed(s.extendSteps()...), OnEnd: s.end},
 		{Kind: "drop-snapshot", Steps: operation.Fixed(s.dropSnapshotSteps()...), OnEnd: s.end},
+		{Kind: "drop-kept", Steps: operation.Fixed(s.dropKeptSteps()...), OnEnd: s.end},
 		{Kind: "commit", Steps: operation.Fixed(s.commitSteps("")...), OnEnd: s.end},
 		{Kind: "cancel", Steps: operation.Fixed(s.cancelSteps()...), OnEnd: s.end},
 		{Kind: "reprotect", Steps: operation.Fixed(s.reprotectSteps("")...), OnEnd: s.end},

@@ -88,14 +88,24 @@ func (s *Server) plan(ctx context.Context, v api.VM, kind recovery.Kind, params 
 		}
 		plan.Basis = fmt.Sprintf("nothing crosses the network; at most %d MiB are written locally, and what the guest has written since it started", fold>>20)
 		plan.Time = estimate(fold)
-		plan.Changes = []string{fmt.Sprintf("the recovery points are deleted: %d up to the chosen one become the disk, %d later ones are dropped", kept, dropped)}
+		cp := params.(commitParams)
+		if cp.Points == "keep" {
+			plan.Time = 0
+			plan.Changes = []string{fmt.Sprintf("%d later recovery points are dropped", dropped)}
+			if err := s.planKeep(ctx, v, plan); err != nil {
+				return nil, err
+			}
+			plan.Keeps = []string{fmt.Sprintf("%d recovery points up to the chosen one, read-only, until the new direction has its own", kept)}
+		} else {
+			plan.Changes = []string{fmt.Sprintf("the recovery points are deleted: %d up to the chosen one become the disk, %d later ones are dropped", kept, dropped)}
+		}
 		if p.Target == p.Home {
-			plan.Keeps = []string{fmt.Sprintf("the VM at its home %s stays defined, off and fenced, with its disks", p.Home)}
+			plan.Keeps = append(plan.Keeps, fmt.Sprintf("the VM at its home %s stays defined, off and fenced, with its disks", p.Home))
 		} else {
 			plan.Changes = append(plan.Changes, fmt.Sprintf("the VM is undefined at %s", p.Target))
-			plan.Keeps = []string{fmt.Sprintf("its disks at %s stay as seed of the next reprotect", p.Target)}
+			plan.Keeps = append(plan.Keeps, fmt.Sprintf("its disks at %s stay as seed of the next reprotect", p.Target))
 		}
-		planSnapshots(v, params.(commitParams).Snapshots, plan)
+		planSnapshots(v, cp.Snapshots, plan)
 	case recovery.ChangePoint:
 		if err := s.planChange(ctx, v, params.(changeParams), plan); err != nil {
 			return nil, err
@@ -107,6 +117,9 @@ func (s *Server) plan(ctx context.Context, v api.VM, kind recovery.Kind, params 
 		} else {
 			plan.Changes = []string{fmt.Sprintf("the policy's %s begins at %s", p.Policy.Commit.Action, ep.Until.UTC().Format(time.RFC3339))}
 		}
+	case recovery.DropKept:
+		plan.Basis = "nothing is copied"
+		plan.Changes = []string{"the points that the commit has kept are deleted"}
 	case recovery.DropSnapshot:
 		_, kept, err := snapshotKeeper(v, params.(dropSnapshotParams).Snapshot)
 		if err != nil {

@@ -69,7 +69,7 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 	case recovery.Failover, recovery.Failback:
 		sp := switchParams{Point: req.Point, AcceptLoss: req.AcceptLoss, ShutdownDeadline: req.ShutdownDeadline, ForceOff: req.ForceOff,
 			FromCommitted: kind == recovery.Failback && p.Phase == switchback.PhaseCommitted,
-			AndCommit:     req.AndCommit, AndReprotect: req.AndReprotect, Snapshots: req.Snapshots}
+			AndCommit:     req.AndCommit, AndReprotect: req.AndReprotect, Snapshots: req.Snapshots, Points: req.Points}
 		if sp.ShutdownDeadline == 0 {
 			sp.ShutdownDeadline = defaultShutdownDeadline
 		}
@@ -78,6 +78,9 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 		}
 		if kind == recovery.Failover && (sp.AndCommit || sp.AndReprotect) {
 			return api.OperationAnswer{}, switchback.Errorf(switchback.CodeInvalid, "failover does not commit by itself").WithHint("check the VM, then commit it")
+		}
+		if err := checkPoints(sp.Points); err != nil {
+			return api.OperationAnswer{}, err
 		}
 		if sp.AndCommit {
 			if err := checkSnapshots(sp.Snapshots, v.AtTarget); err != nil {
@@ -130,7 +133,10 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 		if err := checkSnapshots(choice, v.AtSource); err != nil {
 			return api.OperationAnswer{}, err
 		}
-		params = commitParams{Snapshots: req.Snapshots}
+		if err := checkPoints(req.Points); err != nil {
+			return api.OperationAnswer{}, err
+		}
+		params = commitParams{Snapshots: req.Snapshots, Points: req.Points}
 	case recovery.Unprotect:
 		params = unprotectParams{RemoveData: req.RemoveData}
 	case recovery.Edit, recovery.Pause, recovery.Resume:

@@ -206,6 +206,8 @@ func (s *Server) points(ctx context.Context, p switchback.Protection) ([]switchb
 	keeper := p.TargetAgent
 	if p.Switch != nil {
 		keeper = p.Switch.ToAgent
+	} else if p.KeptPoints && p.Phase == switchback.PhaseCommitted {
+		keeper = p.SourceAgent
 	}
 	a, err := s.store.Agent(ctx, keeper)
 	if err != nil {

@@ -132,6 +132,10 @@ func printSwitch(line func(name, format string, args ...any), v api.VM) {
 			line("countdown", "%s by itself in %s, at %s (vm extend moves or stops it)", cd.Action, time.Duration(cd.Seconds*float64(time.Second)).Round(time.Second), cd.At.Local().Format("2006-01-02 15:04:05"))
 		}
 	}
+	if v.AtSource != nil && v.AtSource.Kept != nil {
+		k := v.AtSource.Kept
+		line("kept points", "%d, read-only, %s: %s (gone with the first point of a reprotect, or vm drop-kept)", k.Points, bytesText(k.SizeBytes), k.Dir)
+	}
 	for _, s := range keptSnapshots(v) {
 		line("snapshot", "%s at %s: %s, on %s, set aside %s", s.Name, s.Site, bytesText(s.SizeBytes), rests(s.Snapshot), ago(s.Time))
 	}
@@ -140,6 +144,7 @@ func printSwitch(line func(name, format string, args ...any), v api.VM) {
 // commitPolicyFlags are flags of protect and edit.
 func commitPolicyFlags(cmd *cobra.Command, p *switchback.CommitPolicy) {
 	cmd.Flags().StringVar((*string)(&p.Action), "commit-action", "none", "what becomes of a switch by itself: none, commit or undo")
+	cmd.Flags().BoolVar(&p.KeepPoints, "commit-keep-points", false, "the commit keeps the points up to the chosen one")
 	cmd.Flags().DurationVar(&p.After, "commit-after", 0, "how long after the switch")
 }
 
@@ -147,6 +152,9 @@ func commitPolicyFlags(cmd *cobra.Command, p *switchback.CommitPolicy) {
 func commitPolicyUnchanged(cmd *cobra.Command, p *switchback.CommitPolicy, was switchback.CommitPolicy) {
 	if !cmd.Flags().Changed("commit-action") {
 		p.Action = was.Action
+	}
+	if !cmd.Flags().Changed("commit-keep-points") {
+		p.KeepPoints = was.KeepPoints
 	}
 	if !cmd.Flags().Changed("commit-after") {
 		p.After = was.After

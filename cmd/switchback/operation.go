@@ -180,6 +180,9 @@ func printSummary(w io.Writer, rec operation.Record) {
 	}
 	if x := s.Commit; x != nil {
 		line("committed", "%s folded, %s moved, %s", bytesText(x.FoldedBytes), bytesText(x.CopiedBytes), map[bool]string{true: "while the guest ran", false: "at rest"}[x.Live])
+		if x.KeptPoints > 0 {
+			line("kept", "%d points, read-only; %s were copied for that", x.KeptPoints, bytesText(x.KeptBytes))
+		}
 		for _, name := range x.Snapshots {
 			line("kept", "snapshot %s, self-contained", name)
 		}

@@ -82,6 +82,7 @@ func (c *cli) vmCommand() *cobra.Command {
 	failback := c.vmOperation(recovery.Failback, "failback VM", "Move a VM home; reprotects first where needed", setMove)
 	moves(failback, &move)
 	failback.Flags().BoolVar(&move.AndCommit, "commit", false, "also commit")
+	failback.Flags().StringVar(&move.Points, "points", "delete", "with --commit: delete or keep the points up to the chosen one")
 	failback.Flags().StringVar(&move.Snapshots, "snapshots", "", "with --commit: drop or keep snapshots that need the points")
 	failback.Flags().BoolVar(&move.AndReprotect, "reprotect", false, "also protect again in the forward direction (needs --commit)")
 
@@ -95,11 +96,13 @@ func (c *cli) vmCommand() *cobra.Command {
 	var appConsistent bool
 	takePoint := c.vmOperation(recovery.TakePoint, "take-point VM", "Take a recovery point now", func(req *api.OperationRequest, _ *cobra.Command) { req.ApplicationConsistent = appConsistent })
 	takePoint.Flags().BoolVar(&appConsistent, "app-consistent", false, "freeze the guest's file systems through its agent, or take none")
-	var snapshots string
-	commit := c.vmOperation(recovery.Commit, "commit VM", "Make a switch final: plain local disks, points deleted", func(req *api.OperationRequest, _ *cobra.Command) { req.Snapshots = snapshots })
+	var snapshots, keepPoints string
+	commit := c.vmOperation(recovery.Commit, "commit VM", "Make a switch final: plain local disks", func(req *api.OperationRequest, _ *cobra.Command) { req.Snapshots, req.Points = snapshots, keepPoints })
 	commit.Flags().StringVar(&snapshots, "snapshots", "", "drop the kept snapshots, or keep them, made self-contained")
+	commit.Flags().StringVar(&keepPoints, "points", "delete", "delete them, or keep those up to the chosen one, read-only, until the new direction has its own")
 	cmd.AddCommand(c.changeCommands()...)
 	cmd.AddCommand(takePoint, commit, protect, edit, failover, failback, unprotect,
+		plain(recovery.DropKept, "drop-kept", "Delete the points that a commit has kept"),
 		plain(recovery.Cancel, "cancel", "Undo an uncommitted switch, or stop the operation under way"),
 		plain(recovery.Reprotect, "reprotect", "Replicate a committed VM the other way, by delta"),
 		plain(recovery.Pause, "pause", "Hold replication"),
