@@ -35,6 +35,10 @@ func (a *Agent) changePoint(ctx context.Context, t *task, v *vm, req agentapi.Ta
 		return nil, switchback.Errorf(switchback.CodeRefused, "VM %s does not run from a recovery point here, or a commit has begun", as.Name).
 			WithHint("a committed VM has no points: reprotect it and fail over to get new ones")
 	}
+	if p.DryRun {
+		_, err := v.checkChange(p)
+		return agentapi.ChangePointResult{}, err
+	}
 	if as.Run.Epoch != req.Epoch {
 		if err := v.planChange(ctx, req.Epoch, p); err != nil {
 			return nil, err
@@ -55,6 +59,31 @@ func (a *Agent) changePoint(ctx context.Context, t *task, v *vm, req agentapi.Ta
 	return r, nil
 }
 
+// checkChange finds what would be in the way of a change, and the point that it leads to.
+func (v *vm) checkChange(p agentapi.ChangePointParams) (switchback.Sequence, error) {
+	as, seq := v.assignment(), p.Sequence
+	if p.Snapshot != "" {
+		s, ok := as.snapshot(p.Snapshot)
+		switch {
+		case !ok:
+			return 0, switchback.Errorf(switchback.CodeNotFound, "there is no snapshot %s of %s here", p.Snapshot, as.Name).WithHint("'vm snapshots' lists them")
+		case s.SelfContained:
+			return 0, switchback.Errorf(switchback.CodeRefused, "snapshot %s is of before a commit: its point is gone", p.Snapshot).WithHint("its files are whole disks: attach them where they are needed")
+		}
+		for disk, path := range s.Files {
+			if _, err := os.Stat(path); err != nil {
+				return 0, switchback.Errorf(switchback.CodeCorrupt, "snapshot %s lacks disk %s: %w", p.Snapshot, disk, err).WithHint("drop the snapshot, choose another")
+			}
+		}
+		seq = s.Sequence
+	}
+	view, err := journal.OpenView(as.ReplicaDir, seq)
+	if err != nil {
+		return 0, err
+	}
+	return seq, view.Close()
+}
+
 // planChange checks what can be checked while the guest still runs and makes
 // the intention durable.
 func (v *vm) planChange(ctx context.Context, epoch switchback.Epoch, p agentapi.ChangePointParams) error {
@@ -62,35 +91,16 @@ func (v *vm) planChange(ctx context.Context, epoch switchback.Epoch, p agentapi.
 	if as.Change != nil && as.Change.Epoch == epoch {
 		return nil
 	}
-	c := &Change{Epoch: epoch, Sequence: p.Sequence, Snapshot: p.Snapshot}
-	if p.Snapshot != "" {
-		s, ok := as.snapshot(p.Snapshot)
-		switch {
-		case !ok:
-			return switchback.Errorf(switchback.CodeNotFound, "there is no snapshot %s of %s here", p.Snapshot, as.Name).WithHint("'vm snapshots' lists them")
-		case s.SelfContained:
-			return switchback.Errorf(switchback.CodeRefused, "snapshot %s is of before a commit: its point is gone", p.Snapshot).WithHint("its files are whole disks: attach them where they are needed")
-		}
-		for disk, path := range s.Files {
-			if _, err := os.Stat(path); err != nil {
-				return switchback.Errorf(switchback.CodeCorrupt, "snapshot %s lacks disk %s: %w", p.Snapshot, disk, err).WithHint("drop the snapshot, choose another")
-			}
-		}
-		c.Sequence = s.Sequence
+	seq, err := v.checkChange(p)
+	if err != nil {
+		return err
 	}
+	c := &Change{Epoch: epoch, Sequence: seq, Snapshot: p.Snapshot}
 	replica, err := v.openReplica()
 	if err != nil {
 		return err
 	}
 	if err := replica.Pin(runPin(epoch), c.Sequence, map[string]string{"vm": as.Name, "for": "uncommitted VM"}); err != nil {
-		return err
-	}
-	// That the point can be opened is seen before the guest is stopped for it.
-	view, err := journal.OpenView(as.ReplicaDir, c.Sequence)
-	if err != nil {
-		return err
-	}
-	if err := view.Close(); err != nil {
 		return err
 	}
 	if as.Change != nil {

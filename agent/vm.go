@@ -220,7 +220,13 @@ func (v *vm) takeUpOnce(ctx context.Context) error {
 		_, err := v.openReplica()
 		return err
 	case agentapi.RoleActive:
-		return v.ensureView(ctx)
+		if err := v.ensureView(ctx); err != nil {
+			return err
+		}
+		if run := v.assignment().Run; run != nil && run.Started && !run.Viewless {
+			v.agent.tasks.wg.Go(func() { v.superviseView(v.agent.tasks.ctx, run.Epoch) })
+		}
+		return nil
 	case agentapi.RoleFenced:
 		return v.enforceFence(ctx)
 	}

@@ -15,6 +15,8 @@ type ChangePointParams struct {
 	// ShutdownDeadline is how long the guest may take to power off before the
 	// plug is pulled; 0 pulls it at once.
 	ShutdownDeadline time.Duration `json:"shutdown_deadline"`
+	// DryRun only checks that it could be done.
+	DryRun bool `json:"dry_run,omitempty"`
 }
 
 // ChangePointResult says what runs now and what was kept.

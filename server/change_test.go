@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,7 +47,7 @@ func TestChangePoint(t *testing.T) {
 		}
 	}
 	rec := f.run(recovery.ChangePoint, api.OperationRequest{Point: "2"})
-	f.want("change", at{Phase: switchback.PhaseSwitched, Source: "riga", Target: "berlin", Epoch: 3, Switching: true}, "riga change-point@3 point 2\nriga check@3")
+	f.want("change", at{Phase: switchback.PhaseSwitched, Source: "riga", Target: "berlin", Epoch: 3, Switching: true}, "riga change-point@2 point 2 dry\nriga change-point@3 point 2\nriga check@3")
 	var sum api.Summary
 	if err := json.Unmarshal(rec.Result, &sum); err != nil || sum.Change == nil || sum.Change.From.Sequence != 4 || sum.Change.To.Sequence != 2 ||
 		sum.Change.SetAside != "epoch-2-from-point-4" || sum.Change.Outage <= 0 {
@@ -56,7 +57,7 @@ func TestChangePoint(t *testing.T) {
 		t.Errorf("the switch is %+v", sw)
 	}
 	f.run(recovery.ChangePoint, api.OperationRequest{Snapshot: "epoch-2-from-point-4"})
-	f.want("back", at{Phase: switchback.PhaseSwitched, Source: "riga", Target: "berlin", Epoch: 4, Switching: true}, "riga change-point@4 point 4 snapshot epoch-2-from-point-4\nriga check@4")
+	f.want("back", at{Phase: switchback.PhaseSwitched, Source: "riga", Target: "berlin", Epoch: 4, Switching: true}, "riga change-point@3 point 4 snapshot epoch-2-from-point-4 dry\nriga change-point@4 point 4 snapshot epoch-2-from-point-4\nriga check@4")
 	if sw := f.web().Switch; sw.Point.Sequence != 4 || sw.Snapshot != "epoch-2-from-point-4" {
 		t.Errorf("the switch is %+v", sw)
 	}
@@ -115,13 +116,17 @@ func TestChangePointFails(t *testing.T) {
 		{recovery.Retry, api.OperationRequest{}, at{Phase: switchback.PhaseSwitched, Source: "riga", Target: "berlin", Epoch: 3, Switching: true},
 			"riga change-point@3 point 2\nriga check@3"},
 		{recovery.ChangePoint, api.OperationRequest{Point: "3"}, at{Phase: switchback.PhaseSwitched, Source: "riga", Target: "berlin", Epoch: 4, Switching: true},
-			"riga change-point@4 point 3\nriga check@4"},
+			"riga change-point@3 point 3 dry\nriga change-point@4 point 3\nriga check@4"},
 		{recovery.Cancel, api.OperationRequest{}, at{Phase: switchback.PhaseProtected, Source: "berlin", Target: "riga", Epoch: 4}, "riga abandon@4\nberlin reinstate@4"},
 	} {
 		t.Run(string(c.kind), func(t *testing.T) {
 			f := switched(t, switchback.CommitPolicy{})
+			asked := 0
 			f.setHook(func(_ switchback.SiteID, action string) error {
 				if action == agentapi.ActionChangePoint {
+					if asked++; asked == 1 {
+						return nil // the check
+					}
 					return switchback.Errorf(switchback.CodeInternal, "the test's %s fails", action)
 				}
 				return nil
@@ -130,7 +135,7 @@ func TestChangePointFails(t *testing.T) {
 			if rec.State != operation.StateFailed {
 				t.Fatalf("ended %s with %v", rec.State, rec.Error)
 			}
-			f.want("after the failure", at{Phase: switchback.PhaseSwitching, Source: "riga", Target: "berlin", Epoch: 3, Switching: true, Operation: rec.ID}, "riga change-point@3 point 2")
+			f.want("after the failure", at{Phase: switchback.PhaseSwitching, Source: "riga", Target: "berlin", Epoch: 3, Switching: true, Operation: rec.ID}, "riga change-point@2 point 2 dry\nriga change-point@3 point 2")
 			if _, err := f.ask(recovery.Commit, api.OperationRequest{}); switchback.CodeOf(err) != switchback.CodeRefused {
 				t.Errorf("commit: %v", err)
 			}
@@ -147,10 +152,9 @@ func TestChangePointSurvivesRestarts(t *testing.T) {
 	f := switched(t, switchback.CommitPolicy{})
 	reached := make(chan struct{})
 	release := make(chan struct{})
-	first := true
+	var asked atomic.Int32
 	f.setHook(func(_ switchback.SiteID, action string) error {
-		if action == agentapi.ActionChangePoint && first {
-			first = false
+		if action == agentapi.ActionChangePoint && asked.Add(1) == 2 { // the first is the check
 			close(reached)
 			<-release
 		}

@@ -71,17 +71,22 @@ func (s *Server) switchPoint(ctx context.Context, r *operation.Run, p switchback
 	if err := r.StepResult("hold", &h); err != nil {
 		return last, err
 	}
+	points, err := s.points(ctx, p)
+	if err != nil {
+		return last, err
+	}
 	if h.Point == nil || h.Point.Sequence == last.Sequence {
+		for _, x := range points {
+			if w := recovery.Warning(x); x.Sequence == last.Sequence && w != "" {
+				r.Log(slog.LevelWarn, "the chosen point may be bad", "why", w)
+			}
+		}
 		if changed == 0 {
 			r.Log(slog.LevelInfo, "nothing waited: the target held everything already", "sequence", last.Sequence)
 		} else {
 			r.Log(slog.LevelInfo, "what waited is shipped: nothing is left behind", "sequence", last.Sequence, "changed_bytes", changed)
 		}
 		return last, nil
-	}
-	points, err := s.points(ctx, p)
-	if err != nil {
-		return last, err
 	}
 	skipped, bytes := 0, int64(0)
 	for _, x := range points {

@@ -92,3 +92,36 @@ func TestLatestIsLogged(t *testing.T) {
 		t.Errorf("a point of the way home is chosen before there is one: %v", err)
 	}
 }
+
+// TestSuspiciousPoints are chosen like any other, and told of: in the dry run
+// and in the log, also where latest comes to one.
+func TestSuspiciousPoints(t *testing.T) {
+	f := newFleet(t)
+	f.run(recovery.Protect, api.OperationRequest{})
+	f.run(recovery.TakePoint, api.OperationRequest{})
+	f.mu.Lock()
+	bad := switchback.Mark{Suspicious: "everything was rewritten"}
+	f.marks = map[switchback.Sequence]switchback.Mark{1: {Tag: "good", Boot: &switchback.BootProof{Passed: true}}, 2: bad, 4: bad}
+	f.mu.Unlock()
+	for _, point := range []string{"latest", "2"} {
+		a, err := f.ask(recovery.Failover, api.OperationRequest{Point: point, DryRun: true})
+		if err != nil || !strings.Contains(strings.Join(a.Plan.Warnings, "\n"), "point 2: it is marked as suspicious: everything was rewritten") {
+			t.Errorf("dry run from %s: %+v, %v", point, a.Plan, err)
+		}
+	}
+	if a, err := f.ask(recovery.Failover, api.OperationRequest{Point: "latest-verified", DryRun: true}); err != nil || strings.Contains(strings.Join(a.Plan.Warnings, "\n"), "suspicious") {
+		t.Errorf("dry run: %+v, %v", a.Plan, err)
+	}
+	rec := f.run(recovery.Failover, api.OperationRequest{})
+	if log := f.logged(rec.ID); !strings.Contains(log, "WARN the chosen point may be bad why=point 4: it is marked") {
+		t.Errorf("the log is\n%s", log)
+	}
+	rec = f.run(recovery.ChangePoint, api.OperationRequest{Point: "2"})
+	if log := f.logged(rec.ID); !strings.Contains(log, "WARN the chosen point may be bad why=point 2") {
+		t.Errorf("the log is\n%s", log)
+	}
+	f.run(recovery.ChangePoint, api.OperationRequest{Point: "good"})
+	if sw := f.web().Switch; sw.Point.Sequence != 1 {
+		t.Errorf("it runs from point %d", sw.Point.Sequence)
+	}
+}

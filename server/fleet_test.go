@@ -39,6 +39,7 @@ type fleet struct {
 	keys    map[string][]string // by entry of did
 	deleted []string
 	points  []switchback.Point
+	marks   map[switchback.Sequence]switchback.Mark
 	// hook is called before an action has its effect; an error is its answer.
 	hook func(site switchback.SiteID, action string) error
 }
@@ -152,7 +153,11 @@ func (a *fakeAgent) handler() http.Handler {
 	mux.HandleFunc("GET /v1/points/{protection}", func(w http.ResponseWriter, _ *http.Request) {
 		a.f.mu.Lock()
 		defer a.f.mu.Unlock()
-		transport.WriteJSON(w, http.StatusOK, a.f.points)
+		list := []switchback.MarkedPoint{}
+		for _, p := range a.f.points {
+			list = append(list, switchback.MarkedPoint{Point: p, Mark: a.f.marks[p.Sequence]})
+		}
+		transport.WriteJSON(w, http.StatusOK, list)
 	})
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
 		list, err := a.f.s.store.Protections(context.Background())
@@ -248,6 +253,9 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 		if p.Snapshot != "" {
 			dry += " snapshot " + p.Snapshot
 		}
+		if p.DryRun {
+			dry += " dry"
+		}
 	case agentapi.ActionDropSnapshot:
 		var p agentapi.DropSnapshotParams
 		params(&p)
@@ -320,6 +328,9 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 	case agentapi.ActionChangePoint:
 		var p agentapi.ChangePointParams
 		params(&p)
+		if p.DryRun {
+			return agentapi.ChangePointResult{}, nil
+		}
 		kept := fmt.Sprintf("epoch-%d-from-point-%d", a.epoch, a.run)
 		if t.Epoch > a.epoch {
 			a.dropSnapshot(p.Snapshot)

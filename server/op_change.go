@@ -92,6 +92,11 @@ func (s *Server) changeChoose(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
+	// That it can be done is seen while the guest still runs.
+	check := agentapi.ChangePointParams{Sequence: chosen.Sequence, Snapshot: params.Snapshot, DryRun: true}
+	if err := s.do(ctx, r, p.Switch.ToAgent, p.Epoch, agentapi.ActionChangePoint, check, nil); err != nil {
+		return err
+	}
 	var found agentapi.DescribeResult
 	err = s.do(ctx, r, p.Switch.ToAgent, p.Epoch, agentapi.ActionDescribe, agentapi.DescribeParams{VM: p.VM, AskAgent: true}, &found)
 	if err != nil {

@@ -181,6 +181,15 @@ func (s *Server) planSwitch(v api.VM, sp switchParams, plan *api.Plan) {
 func (s *Server) planChoice(ctx context.Context, v api.VM, sp switchParams, plan *api.Plan) error {
 	sp.AcceptLoss = true
 	chosen, err := s.checkChoice(ctx, v, sp)
+	if err == nil && chosen == nil && !sp.FromCommitted { // latest: the newest so far tells
+		newest, nerr := s.choose(ctx, v.Protection, recovery.Choice{}, time.Now())
+		if nerr != nil {
+			return nerr
+		}
+		if w := recovery.Warning(newest); w != "" {
+			plan.Warnings = append(plan.Warnings, "the newest so far, "+w)
+		}
+	}
 	if err != nil || chosen == nil {
 		return err
 	}

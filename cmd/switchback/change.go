@@ -25,7 +25,12 @@ func (c *cli) changeCommands() []*cobra.Command {
 	changePoint.Flags().BoolVar(&change.ForceOff, "force-off", false, "pull the plug at once")
 
 	var stop bool
-	extend := &cobra.Command{Use: "extend VM [DURATION]", Short: "Move the deadline of the commit policy, or stop its countdown", Args: cobra.RangeArgs(1, 2)}
+	extend := &cobra.Command{Use: "extend VM [DURATION]", Short: "Move the deadline of the commit policy, or stop its countdown", Args: func(_ *cobra.Command, args []string) error {
+		if len(args) < 1 || len(args) > 2 {
+			return usage(fmt.Errorf("VM is needed, and how much longer"))
+		}
+		return nil
+	}}
 	extend.Flags().BoolVar(&stop, "stop", false, "stop the countdown: the switch waits for an operator")
 	var by time.Duration
 	plain := c.vmOperation(recovery.Extend, "extend VM", "", func(req *api.OperationRequest, _ *cobra.Command) { req.ExtendBy, req.Stop = by, stop })
