@@ -146,6 +146,7 @@ func (a *Agent) launch(ctx context.Context, t *task, v *vm, definition string, n
 	if err := a.hv.Resume(ctx, as.VM); err != nil {
 		return r, err
 	}
+	v.clearCondition("view-lost") // it has a view again, and has begun anew on it
 	a.tasks.wg.Go(func() { v.superviseView(a.tasks.ctx, run.Epoch) })
 	return agentapi.StartResult{RunningAt: now, Socket: run.Socket}, nil
 }

@@ -239,6 +239,15 @@ func (v *vm) setCondition(c *switchback.Condition) {
 	v.cond = c
 }
 
+// clearCondition clears the condition if it is the one of that name.
+func (v *vm) clearCondition(name string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.cond != nil && v.cond.Name == name {
+		v.cond = nil
+	}
+}
+
 // event reacts to what happened to a domain.
 func (v *vm) event(ctx context.Context, ev hypervisor.Event) {
 	a := v.assignment()

@@ -28,7 +28,8 @@ const (
 	// frozenLimit is when a guest is thawed whatever happens, from the moment
 	// it was asked to freeze.
 	frozenLimit = 10 * time.Second
-	// thawTries of thawPatience each are made before the thaw is left to the next cycle.
+	// thawTries of thawPatience each are made before the cycle goes on without a
+	// confirmed thaw; it is then tried on beside it.
 	thawTries    = 3
 	thawPatience = 5 * time.Second
 	// appRetry is how soon after a failure the policy's point is tried again, at the earliest.
@@ -61,6 +62,8 @@ func ThawLeft(ctx context.Context, dir string, hv hypervisor.Hypervisor, vm swit
 		}
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, thawPatience)
+	defer cancel()
 	return thaw(ctx, dir, hv, vm)
 }
 
@@ -124,6 +127,9 @@ func (e *Engine) freezeGuest(ctx context.Context) (*guestFreeze, error) {
 	if !ok {
 		return nil, switchback.Errorf(switchback.CodeUnsupported, "the hypervisor cannot freeze a guest's file systems")
 	}
+	if e.stuck.Load() { // what thaws it might thaw this freeze, too
+		return nil, switchback.Errorf(switchback.CodeUnavailable, "the thaw of the last freeze is not confirmed yet")
+	}
 	if err := writeNote(e.cfg.Dir, e.cfg.VM); err != nil {
 		return nil, err
 	}
@@ -163,7 +169,29 @@ func (g *guestFreeze) thaw(deadline bool) (took time.Duration, early bool, err e
 		e.log.Warn("the guest was thawed by the deadline", "frozen", g.took)
 	}
 	e.noteFrozen(g.err)
+	if g.err != nil {
+		e.stuck.Store(true)
+		e.thawing.Go(e.keepThawing)
+	}
 	return g.took, g.early, g.err
+}
+
+// keepThawing thaws until that is confirmed, also where no next cycle would; it
+// ends with the engine, and the note stays for the next one.
+func (e *Engine) keepThawing() {
+	for {
+		select {
+		case <-e.closed:
+			return
+		case <-time.After(thawPatience):
+		}
+		err := ThawLeft(context.Background(), e.cfg.Dir, e.cfg.Hypervisor, e.cfg.VM)
+		e.noteFrozen(err)
+		if err == nil {
+			e.stuck.Store(false)
+			return
+		}
+	}
 }
 
 // noteFrozen keeps the condition of a guest that may be frozen.
@@ -175,7 +203,7 @@ func (e *Engine) noteFrozen(err error) {
 	e.log.Error("the guest may be frozen", "error", err)
 	e.history.mark("guest-may-be-frozen", &switchback.Condition{Severity: switchback.SeverityCritical, Since: e.now(),
 		Cause:  "the guest's file systems were frozen, and the thaw is not confirmed: " + err.Error(),
-		Remedy: "it is tried again before each point; else thaw by hand (virsh domfsthaw), or reset the guest"})
+		Remedy: "it is tried again all the time; else thaw by hand (virsh domfsthaw), or reset the guest"})
 }
 
 // wants says what the next point is to be. The operator's wish counts, else the policy's time.
