@@ -12,7 +12,6 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/hypervisor"
-	"github.com/switchback-dr/switchback/journal"
 	"github.com/switchback-dr/switchback/qemu"
 )
 
@@ -52,33 +51,6 @@ func (a *Agent) fold(ctx context.Context, t *task, v *vm, req agentapi.Task, _ s
 		return nil, err
 	}
 	return agentapi.FoldResult{Bytes: bytes}, v.changeRun(func(r *Run) { r.Folded = true })
-}
-
-// settled refuses a commit that would take points away from somebody.
-func (v *vm) settled(as Assignment) error {
-	if as.Change != nil {
-		return switchback.Errorf(switchback.CodeRefused, "a change of the point of %s is under way", as.Name).WithHint("let it end, or retry it")
-	}
-	for _, s := range as.Snapshots {
-		if !s.SelfContained {
-			return switchback.Errorf(switchback.CodeRefused, "snapshot %s needs point %d, which the commit takes away", s.Name, s.Sequence).WithHint("drop it, or make it self-contained")
-		}
-	}
-	return nil
-}
-
-// fixAbandoned makes durable what the way home has to carry beside the run's
-// bitmap, as long as it can be found out.
-func (v *vm) fixAbandoned(replica *journal.Replica, run *Run) error {
-	abandoned, err := replica.ChangedAfter(run.Sequence)
-	if err != nil {
-		return err
-	}
-	// So does what earlier runs wrote to the images that this one goes on with.
-	for disk, written := range run.Written {
-		abandoned[disk] = abandoned[disk].Union(written)
-	}
-	return v.changeRun(func(r *Run) { r.Abandoned = abandoned })
 }
 
 // collapse moves the VM from overlay and view onto the plain base, while it

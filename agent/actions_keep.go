@@ -107,6 +107,33 @@ func (a *Agent) keepPoints(ctx context.Context, t *task, v *vm, req agentapi.Tas
 	})
 }
 
+// settled refuses a commit that would take points away from somebody.
+func (v *vm) settled(as Assignment) error {
+	if as.Change != nil {
+		return switchback.Errorf(switchback.CodeRefused, "a change of the point of %s is under way", as.Name).WithHint("let it end, or retry it")
+	}
+	for _, s := range as.Snapshots {
+		if !s.SelfContained {
+			return switchback.Errorf(switchback.CodeRefused, "snapshot %s needs point %d, which the commit takes away", s.Name, s.Sequence).WithHint("drop it, or make it self-contained")
+		}
+	}
+	return nil
+}
+
+// fixAbandoned makes durable what the way home has to carry beside the run's
+// bitmap, as long as it can be found out.
+func (v *vm) fixAbandoned(replica *journal.Replica, run *Run) error {
+	abandoned, err := replica.ChangedAfter(run.Sequence)
+	if err != nil {
+		return err
+	}
+	// So does what earlier runs wrote to the images that this one goes on with.
+	for disk, written := range run.Written {
+		abandoned[disk] = abandoned[disk].Union(written)
+	}
+	return v.changeRun(func(r *Run) { r.Abandoned = abandoned })
+}
+
 // renameBase lets the journal know a base by its second name.
 func (v *vm) renameBase(replica *journal.Replica, d switchback.Disk, epoch switchback.Epoch) error {
 	kept := keptBase(d.Path, epoch)
