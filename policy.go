@@ -22,9 +22,60 @@ type Policy struct {
 	Checks []GuestCheck `json:"checks,omitempty"`
 	// Drill says how the VM is drilled without being asked; nil = not at all.
 	Drill *DrillPolicy `json:"drill,omitempty"`
+	// AppConsistentEvery is how often a point is application-consistent: the
+	// guest's file systems are frozen through its agent at its instant. 0 = never.
+	AppConsistentEvery time.Duration `json:"app_consistent_every,omitempty"`
+	// Commit says what becomes of a switch that nobody commits or cancels.
+	Commit CommitPolicy `json:"commit,omitzero"`
 }
 
-// DefaultPolicy is used where the operator names none.
+// CommitAction is what a commit policy does when its time has passed.
+type CommitAction string
+
+const (
+	// CommitNone: a switch waits for an operator, for ever.
+	CommitNone CommitAction = "none"
+	// CommitCommit makes the switch final.
+	CommitCommit CommitAction = "commit"
+	// CommitUndo takes the switch back: the old side runs again.
+	CommitUndo CommitAction = "undo"
+)
+
+// CommitPolicy is a timer on a switch. It starts when the VM is switched, and anew
+// when its point was changed; operators may extend or stop it.
+type CommitPolicy struct {
+	Action CommitAction  `json:"action,omitempty"` // empty is none
+	After  time.Duration `json:"after,omitempty"`
+	// KeepPoints: the commit keeps the points up to the chosen one.
+	KeepPoints bool `json:"keep_points,omitempty"`
+}
+
+// Deadline is when the action is due for a VM that is switched at now; zero for none.
+func (c CommitPolicy) Deadline(now time.Time) time.Time {
+	if c.Action == "" || c.Action == CommitNone {
+		return time.Time{}
+	}
+	return now.Add(c.After)
+}
+
+// Validate reports the first setting that cannot work.
+func (c CommitPolicy) Validate() error {
+	switch c.Action {
+	case "", CommitNone:
+		return nil
+	case CommitCommit, CommitUndo:
+	default:
+		return Errorf(CodeInvalid, "unknown commit action %q", c.Action).WithHint("none, commit or undo")
+	}
+	if c.After <= 0 {
+		return Errorf(CodeInvalid, "a commit policy needs a time after which to %s", c.Action).WithHint("for example 30m")
+	}
+	return nil
+}
+
+// DefaultPolicy is used where the operator names none. It asks for no
+// application-consistent points: they hold a guest's writes for a moment and need
+// an agent in it, which is for its owner to decide.
 func DefaultPolicy() Policy {
 	return Policy{Interval: 5 * time.Second, Compression: "auto",
 		Retention: Retention{Tiers: DefaultTiers(), AppConsistentFor: 7 * day, MinPoints: 10}}
@@ -50,6 +101,12 @@ func (p Policy) Validate() error {
 		return Errorf(CodeInvalid, "points cannot be moved to the object store at the age of %v", p.OffloadAfter)
 	}
 	if err := p.EffectiveRetention().Validate(); err != nil {
+		return err
+	}
+	if p.AppConsistentEvery != 0 && p.AppConsistentEvery < p.Interval {
+		return Errorf(CodeInvalid, "application-consistent points every %v, but points every %v", p.AppConsistentEvery, p.Interval).WithHint("choose the interval or more, or 0 for never")
+	}
+	if err := p.Commit.Validate(); err != nil {
 		return err
 	}
 	switch p.Compression {

@@ -38,6 +38,9 @@ type Protection struct {
 	// Seeds are disk files that a commit left behind as seed of the next
 	// reprotect, by site; removable.
 	Seeds map[SiteID][]Disk `json:"seeds,omitempty"`
+	// KeptPoints: a commit has kept points at Source, read-only, until the new
+	// direction has its own.
+	KeptPoints bool `json:"kept_points,omitempty"`
 	// CreatedAt is when the VM was first protected.
 	CreatedAt time.Time `json:"created_at"`
 	// Version is raised by each write; a write with an old one is refused.
@@ -64,6 +67,22 @@ type Switch struct {
 	// WasRunning says that the guest ran when the switch began.
 	WasRunning bool      `json:"was_running"`
 	StartedAt  time.Time `json:"started_at"`
+	// Snapshot names the kept writes that the VM went on with after a change of
+	// the point; empty where it runs from Point alone.
+	Snapshot string `json:"snapshot,omitempty"`
+	// Changing is set while the VM is moved to another point.
+	Changing *ChangingPoint `json:"changing,omitempty"`
+	// Deadline is when the policy's commit or undo begins by itself; zero: never.
+	Deadline time.Time `json:"deadline,omitzero"`
+	// Overdue says why that could not begin at the deadline; it is tried on.
+	Overdue string `json:"overdue,omitempty"`
+}
+
+// ChangingPoint is a change of the point under way: who does it, and where to.
+type ChangingPoint struct {
+	Operation OperationID `json:"operation"`
+	Point     Point       `json:"point"`
+	Snapshot  string      `json:"snapshot,omitempty"`
 }
 
 // Homeward reports whether the direction of replication is towards home.
@@ -73,6 +92,8 @@ func (p Protection) Homeward() bool { return p.Target == p.Home }
 type Severity string
 
 const (
+	// SeverityNotice is something to know; it leaves the VM healthy.
+	SeverityNotice   Severity = "notice"
 	SeverityWarning  Severity = "warning"
 	SeverityCritical Severity = "critical"
 )

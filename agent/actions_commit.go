@@ -31,15 +31,14 @@ func (a *Agent) fold(ctx context.Context, t *task, v *vm, req agentapi.Task, _ s
 	if run == nil || run.Folded {
 		return agentapi.FoldResult{}, nil
 	}
+	if err := v.settled(v.assignment()); err != nil {
+		return nil, err
+	}
 	replica, err := v.openReplica()
 	if err != nil {
 		return nil, err
 	}
-	abandoned, err := replica.ChangedAfter(run.Sequence)
-	if err != nil {
-		return nil, err
-	}
-	if err := v.changeRun(func(r *Run) { r.Abandoned = abandoned }); err != nil {
+	if err := v.fixAbandoned(replica, run); err != nil {
 		return nil, err
 	}
 	t.Report("folding points into the base", nil)
@@ -318,7 +317,7 @@ func (a *Agent) settle(ctx context.Context, _ *task, v *vm, req agentapi.Task, _
 		r.AbandonedBytes += s.Bytes()
 	}
 	if run == nil {
-		return r, v.sweep(ctx, as.Dir) // what a crash after the change below has left
+		return r, v.sweep(ctx) // what a crash after the change below has left
 	}
 	definition, err := a.hv.Definition(ctx, as.VM, false)
 	if err != nil {
@@ -357,13 +356,15 @@ func (a *Agent) settle(ctx context.Context, _ *task, v *vm, req agentapi.Task, _
 		return nil, err
 	}
 	v.closeReplica()
-	return r, v.sweep(ctx, as.Dir)
+	return r, v.sweep(ctx)
 }
 
 // sweep removes the journals and overlays of a VM that runs on plain disks. Kept
-// snapshots stay, and a journal whose objects cannot be removed now: the next
-// sweep tries again.
-func (v *vm) sweep(ctx context.Context, dir string) error {
+// snapshots and points stay, and a journal whose objects cannot be removed now:
+// the next sweep tries again.
+func (v *vm) sweep(ctx context.Context) error {
+	as := v.assignment()
+	dir := as.Dir
 	if dir == "" {
 		return nil
 	}
@@ -373,6 +374,9 @@ func (v *vm) sweep(ctx context.Context, dir string) error {
 			return err
 		}
 		for _, path := range paths {
+			if as.Kept != nil && path == as.Kept.Dir {
+				continue
+			}
 			if err := journal.RemoveObjects(ctx, path); err != nil {
 				v.agent.log.Warn("a journal that is not needed any more stays: its objects are not removed", "dir", path, "error", err)
 				continue
@@ -473,6 +477,18 @@ func (a *Agent) release(ctx context.Context, _ *task, req agentapi.Task, p agent
 		}
 	case as.Dir != "":
 		if err := remove(as.Dir); err != nil {
+			return nil, err
+		}
+	}
+	if as.Kept != nil {
+		for _, path := range append([]string{as.Kept.Dir}, as.Kept.Bases...) {
+			if err := remove(path); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, s := range as.Snapshots {
+		if err := remove(snapshotDir(as, s.Name)); err != nil {
 			return nil, err
 		}
 	}

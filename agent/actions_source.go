@@ -129,13 +129,13 @@ func (v *vm) engineFor() (*replicator.Engine, error) {
 	return v.running(), nil
 }
 
-func (a *Agent) takePoint(ctx context.Context, t *task, v *vm, req agentapi.Task, _ struct{}) (any, error) {
+func (a *Agent) takePoint(ctx context.Context, t *task, v *vm, req agentapi.Task, p agentapi.TakePointParams) (any, error) {
 	e, err := v.engineFor()
 	if err != nil {
 		return nil, err
 	}
 	defer a.showProgress(ctx, t, e)()
-	r, err := e.Cycle(ctx, replicator.CycleOptions{})
+	r, err := e.Cycle(ctx, replicator.CycleOptions{ApplicationConsistent: p.ApplicationConsistent})
 	return agentapi.PointResult{Report: r}, err
 }
 

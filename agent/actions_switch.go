@@ -13,9 +13,9 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/extent"
 	"github.com/switchback-dr/switchback/hypervisor"
 	"github.com/switchback-dr/switchback/qemu"
-	"github.com/switchback-dr/switchback/replicator"
 )
 
 // freeze keeps every point from now on: one of them is about to be chosen.
@@ -54,78 +54,114 @@ func (a *Agent) start(ctx context.Context, t *task, v *vm, req agentapi.Task, p 
 	if as.Run != nil && as.Run.Sequence != p.Sequence {
 		return nil, switchback.Errorf(switchback.CodeConflict, "VM %s was started from point %d, not %d", as.Name, as.Run.Sequence, p.Sequence)
 	}
-	if as.Run != nil && as.Run.Started {
-		dom, err := a.hv.Domain(ctx, as.VM)
-		if err != nil {
-			return nil, err
-		}
-		if dom.State == hypervisor.StatePaused { // killed just before it was let run
-			if err := a.hv.Resume(ctx, as.VM); err != nil {
-				return nil, err
-			}
-		}
-		if dom.State != hypervisor.StateOff {
-			return agentapi.StartResult{RunningAt: as.Run.StartedAt, Socket: as.Run.Socket}, nil
-		}
-	}
 	if as.Run == nil {
 		if err := v.planRun(ctx, req.Epoch, p); err != nil {
 			return nil, err
 		}
-		as = v.assignment()
 	}
+	r, err := a.launch(ctx, t, v, p.Definition, p.Networks)
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// launch lets the guest run on what its run names. Each part finds out whether
+// it was done before; a guest that runs is left alone.
+func (a *Agent) launch(ctx context.Context, t *task, v *vm, definition string, networks map[string]string) (r agentapi.StartResult, err error) {
+	as := v.assignment()
 	run := as.Run
+	if run.Started {
+		dom, err := a.hv.Domain(ctx, as.VM)
+		if err != nil {
+			return r, err
+		}
+		if dom.State == hypervisor.StatePaused { // killed just before it was let run
+			if err := a.hv.Resume(ctx, as.VM); err != nil {
+				return r, err
+			}
+		}
+		if dom.State != hypervisor.StateOff {
+			return agentapi.StartResult{RunningAt: run.StartedAt, Socket: run.Socket}, nil
+		}
+	}
 	t.Report("opening the view", nil)
 	if err := v.ensureView(ctx); err != nil {
-		return nil, err
+		return r, err
 	}
 	// A half-started VM of an earlier attempt never ran: it was paused.
 	dom, err := a.hv.Domain(ctx, as.VM)
 	if err == nil && dom.State != hypervisor.StateOff && !run.Started {
 		if err := a.hv.Destroy(ctx, as.VM); err != nil {
-			return nil, err
+			return r, err
+		}
+	}
+	if err == nil && !run.Started {
+		if err := a.hv.DeleteCheckpoint(ctx, as.VM, run.Checkpoint); err != nil {
+			return r, err
+		}
+	}
+	written := map[string]extent.Set{} // by earlier runs, on the same images
+	if run.Snapshot != "" && !run.Started {
+		if err := takeUpSnapshot(ctx, as, run); err != nil {
+			return r, err
 		}
 	}
 	sources := map[string]hypervisor.DiskSource{}
 	for _, d := range as.Disks {
 		path := run.Overlays[d.Name]
-		if !run.Started {
+		backing := backingURI(d.Name, run.Socket)
+		if !run.Started && run.Snapshot != "" {
+			if err := qemu.Rebase(ctx, path, backing, "raw"); err != nil {
+				return r, err
+			}
+			if written[d.Name], err = qemu.Allocated(ctx, path); err != nil {
+				return r, err
+			}
+		} else if !run.Started {
 			os.Remove(path)
-			backing := fmt.Sprintf("nbd+unix:///%s?socket=%s", d.Name, run.Socket)
 			if err := qemu.Create(ctx, path, qemu.CreateOptions{Format: "qcow2", SizeBytes: d.SizeBytes, Backing: backing, BackingFormat: "raw"}); err != nil {
-				return nil, err
+				return r, err
 			}
 		}
 		sources[d.Name] = hypervisor.DiskSource{Path: path, Format: "qcow2", BackingSocket: run.Socket, BackingExport: d.Name}
 	}
-	definition, err := a.hv.Translate(p.Definition, hypervisor.Translation{Disks: sources, Networks: p.Networks})
+	definition, err = a.hv.Translate(definition, hypervisor.Translation{Disks: sources, Networks: networks})
 	if err != nil {
-		return nil, err
+		return r, err
 	}
 	if err := a.clearFence(as.VM); err != nil {
-		return nil, err
+		return r, err
 	}
 	if _, err := a.hv.Define(ctx, definition); err != nil {
-		return nil, err
+		return r, err
 	}
 	t.Report("starting the guest", nil)
 	if err := a.hv.Start(ctx, as.VM, true); err != nil {
-		return nil, err
+		return r, err
 	}
-	if err := a.hv.CreateCheckpoint(ctx, as.VM, run.Checkpoint, diskNames(as.Disks)); err != nil {
-		return nil, err
-	}
-	// Started is made durable before the guest may write: from here on the
-	// overlays are never made anew.
 	now := time.Now()
-	if err := v.change(func(x *Assignment) { r := *x.Run; r.Started, r.StartedAt = true, now; x.Run = &r }); err != nil {
-		return nil, err
+	if !run.Started { // otherwise it was turned off since, and its bitmaps are in its images
+		if err := a.hv.CreateCheckpoint(ctx, as.VM, run.Checkpoint, diskNames(as.Disks)); err != nil {
+			return r, err
+		}
+		// Started is made durable before the guest may write: from here on the
+		// overlays are never made anew.
+		if err := v.changeRun(func(r *Run) { r.Started, r.StartedAt, r.Written = true, now, written }); err != nil {
+			return r, err
+		}
 	}
 	if err := a.hv.Resume(ctx, as.VM); err != nil {
-		return nil, err
+		return r, err
 	}
-	a.tasks.wg.Go(func() { v.superviseView(a.tasks.ctx) })
+	v.clearCondition("view-lost") // it has a view again, and has begun anew on it
+	a.tasks.wg.Go(func() { v.superviseView(a.tasks.ctx, run.Epoch) })
 	return agentapi.StartResult{RunningAt: now, Socket: run.Socket}, nil
+}
+
+// backingURI is where an overlay finds the view of a disk.
+func backingURI(disk, socket string) string {
+	return fmt.Sprintf("nbd+unix:///%s?socket=%s", disk, socket)
 }
 
 func diskNames(disks []switchback.Disk) []string {
@@ -144,11 +180,7 @@ func (v *vm) planRun(ctx context.Context, epoch switchback.Epoch, p agentapi.Sta
 	if err != nil {
 		return err
 	}
-	run := &Run{Epoch: epoch, Sequence: p.Sequence, Pin: fmt.Sprintf("run-%d", epoch), Overlays: map[string]string{},
-		Socket: filepath.Join(a.cfg.RunDir, string(as.Protection)+".view"), Checkpoint: replicator.CheckpointName(epoch, 0)}
-	for _, d := range as.Disks {
-		run.Overlays[d.Name] = filepath.Join(as.Dir, fmt.Sprintf("overlay-%d-%s.qcow2", epoch, d.Name))
-	}
+	run := v.newRun(epoch, p.Sequence)
 	if err := replica.Pin(run.Pin, p.Sequence, map[string]string{"vm": as.Name, "for": "uncommitted VM"}); err != nil {
 		return err
 	}
@@ -164,7 +196,7 @@ func (v *vm) planRun(ctx context.Context, epoch switchback.Epoch, p agentapi.Sta
 // that outlives this agent. A view that is being served is left alone.
 func (v *vm) ensureView(ctx context.Context) error {
 	as := v.assignment()
-	if as.Run == nil || as.Run.Viewless {
+	if as.Run == nil || as.Run.Viewless || as.Change != nil {
 		return nil
 	}
 	return v.serveView(ctx, as.Run.Sequence, as.Run.Socket, "switchback-view-"+string(as.Protection))
@@ -216,13 +248,16 @@ func (v *vm) serveView(ctx context.Context, point switchback.Sequence, socket, n
 }
 
 // superviseView serves the view again when its process died, as long as the VM
-// runs from it. QEMU does not connect again by itself: the guest has met I/O
+// runs from it under that epoch. QEMU does not connect again by itself: the guest has met I/O
 // errors and must be restarted, which the condition says.
-func (v *vm) superviseView(ctx context.Context) {
+func (v *vm) superviseView(ctx context.Context, epoch switchback.Epoch) {
 	for ; ctx.Err() == nil; sleep(ctx, time.Second) {
 		as := v.assignment()
-		if as.Run == nil || as.Run.Viewless || as.Role != agentapi.RoleActive {
+		if as.Run == nil || as.Run.Viewless || as.Role != agentapi.RoleActive || as.Run.Epoch != epoch {
 			return
+		}
+		if as.Change != nil {
+			continue // it ends the view, and starts another
 		}
 		if c, err := net.Dial("unix", as.Run.Socket); err == nil {
 			c.Close()
@@ -244,8 +279,10 @@ func (v *vm) superviseView(ctx context.Context) {
 }
 
 // stopView ends the process that serves the view and waits until it is gone.
-func (v *vm) stopView(run *Run) error {
-	pidFile := run.Socket + ".pid"
+func (v *vm) stopView(run *Run) error { return stopExport(run.Socket) }
+
+func stopExport(socket string) error {
+	pidFile := socket + ".pid"
 	b, err := os.ReadFile(pidFile)
 	if os.IsNotExist(err) {
 		return nil
@@ -259,7 +296,7 @@ func (v *vm) stopView(run *Run) error {
 	}
 	for i := 0; ; i++ {
 		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil || !strings.Contains(string(cmdline), run.Socket) {
+		if err != nil || !strings.Contains(string(cmdline), socket) {
 			break // gone, or the number is another process's now
 		}
 		if i == 0 {
@@ -272,7 +309,7 @@ func (v *vm) stopView(run *Run) error {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	os.Remove(run.Socket)
+	os.Remove(socket)
 	return removeDurably(pidFile)
 }
 
@@ -348,16 +385,22 @@ func (a *Agent) abandon(ctx context.Context, t *task, v *vm, req agentapi.Task, 
 		if err := v.stopView(run); err != nil {
 			return nil, err
 		}
-		if err := v.keepWrites(ctx, as, run); err != nil {
-			return nil, err
-		}
-		replica, err := v.openReplica()
+		kept, ok, err := v.setAside(ctx, as, run)
 		if err != nil {
 			return nil, err
 		}
-		if err := replica.Unpin(run.Pin); err != nil {
+		err = v.change(func(x *Assignment) {
+			if ok {
+				x.Snapshots = append(without(x.Snapshots, kept.Name), kept)
+			}
+			x.Run, x.Change = nil, nil
+		})
+		if err != nil {
 			return nil, err
 		}
+	}
+	if err := v.tidyPins(); err != nil {
+		return nil, err
 	}
 	replica, err := v.openReplica()
 	if err != nil {
@@ -369,33 +412,5 @@ func (a *Agent) abandon(ctx context.Context, t *task, v *vm, req agentapi.Task, 
 	if err := replica.SetRetentionFrozen(false); err != nil {
 		return nil, err
 	}
-	return nil, v.change(func(x *Assignment) { x.Role, x.Epoch, x.Run = agentapi.RoleTarget, req.Epoch, nil })
-}
-
-// keepWrites keeps what an abandoned run wrote, as images without their
-// backing: the clusters that were written, and nothing else.
-func (v *vm) keepWrites(ctx context.Context, as Assignment, run *Run) error {
-	dir := filepath.Join(as.Dir, "snapshots", fmt.Sprintf("epoch-%d-from-point-%d", run.Epoch, run.Sequence))
-	for _, d := range as.Disks {
-		from := run.Overlays[d.Name]
-		if _, err := os.Stat(from); os.IsNotExist(err) {
-			continue
-		}
-		if !run.Started {
-			if err := os.Remove(from); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-		if err := qemu.Rebase(ctx, from, "", ""); err != nil {
-			return err
-		}
-		if err := os.Rename(from, filepath.Join(dir, d.Name+".qcow2")); err != nil {
-			return err
-		}
-	}
-	return nil
+	return nil, v.change(func(x *Assignment) { x.Role, x.Epoch, x.Run, x.Change = agentapi.RoleTarget, req.Epoch, nil, nil })
 }

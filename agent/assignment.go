@@ -46,6 +46,12 @@ type Assignment struct {
 	Run *Run `json:"run,omitempty"`
 	// Drills are copies of points that run here, or left something.
 	Drills []Drill `json:"drills,omitempty"`
+	// Change is set while the run is being replaced by another.
+	Change *Change `json:"change,omitempty"`
+	// Snapshots are what abandoned runs wrote.
+	Snapshots []Snapshot `json:"snapshots,omitempty"`
+	// Kept are points that a commit has kept.
+	Kept *KeptPoints `json:"kept,omitempty"`
 	// Rest is the state of the disks here when the VM left.
 	Rest *Rest `json:"rest,omitempty"`
 	// ShutdownUntil is set while the guest has been asked to power off: until
@@ -67,6 +73,15 @@ type Run struct {
 	Previous string `json:"previous,omitempty"`
 	// ConsoleFrom is where in the console's log this run begins.
 	ConsoleFrom int64 `json:"console_from,omitempty"`
+	// Definition is what the VM is defined from, where the run follows another;
+	// SetAside the snapshot that the other has become, and OffAt when its guest was off.
+	Definition string    `json:"definition,omitempty"`
+	SetAside   string    `json:"set_aside,omitempty"`
+	OffAt      time.Time `json:"off_at,omitzero"`
+	// Snapshot names the kept writes that the run goes on with. What they had
+	// changed is Written: the run's checkpoint does not know of it.
+	Snapshot string                `json:"snapshot,omitempty"`
+	Written  map[string]extent.Set `json:"written,omitempty"`
 	// Started is set once the guest was let run.
 	Started   bool      `json:"started"`
 	StartedAt time.Time `json:"started_at,omitzero"`

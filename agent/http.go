@@ -12,35 +12,40 @@ import (
 // actions is the table of what the server can ask for.
 func (a *Agent) actions() map[string]action {
 	return map[string]action{
-		agentapi.ActionDescribe:       handle(a.describe),
-		agentapi.ActionPrepareReplica: handle(a.prepareReplica),
-		agentapi.ActionReplicate:      handle(a.replicate),
-		agentapi.ActionAwaitPoint:     handle(a.awaitPoint),
-		agentapi.ActionTakePoint:      onVM(a, a.takePoint, agentapi.RoleSource),
-		agentapi.ActionHold:           onVM(a, a.hold, agentapi.RoleSource),
-		agentapi.ActionFreeze:         onVM(a, a.freeze, agentapi.RoleTarget),
-		agentapi.ActionShutdown:       onVM(a, a.shutdown, agentapi.RoleSource),
-		agentapi.ActionFinalPoint:     onVM(a, a.finalPoint, agentapi.RoleSource),
-		agentapi.ActionFence:          onVM(a, a.fence, agentapi.RoleSource, agentapi.RoleFenced),
-		agentapi.ActionReinstate:      onVM(a, a.reinstate, agentapi.RoleFenced, agentapi.RoleSource),
-		agentapi.ActionActivate:       onVM(a, a.activate, agentapi.RoleTarget, agentapi.RoleActive),
-		agentapi.ActionStart:          onVM(a, a.start, agentapi.RoleActive),
-		agentapi.ActionCheck:          onVM(a, a.check, agentapi.RoleActive),
-		agentapi.ActionAbandon:        onVM(a, a.abandon, agentapi.RoleActive, agentapi.RoleTarget),
-		agentapi.ActionFold:           onVM(a, a.fold, agentapi.RoleActive),
-		agentapi.ActionCollapse:       onVM(a, a.collapse, agentapi.RoleActive),
-		agentapi.ActionSettle:         onVM(a, a.settle, agentapi.RoleActive),
-		agentapi.ActionRetire:         onVM(a, a.retire, agentapi.RoleFenced),
-		agentapi.ActionVerifyReplica:  onVM(a, a.verifyReplica, agentapi.RoleTarget),
-		agentapi.ActionDrillPreflight: onVM(a, a.drillPreflight, agentapi.RoleTarget),
-		agentapi.ActionDrillOpen:      onVM(a, a.drillOpen, agentapi.RoleTarget),
-		agentapi.ActionDrillStart:     onVM(a, a.drillStart, agentapi.RoleTarget),
-		agentapi.ActionDrillMark:      onVM(a, a.drillMark, agentapi.RoleTarget, agentapi.RoleActive),
-		agentapi.ActionDrillScreen:    handle(a.drillScreen),
-		agentapi.ActionDrillClean:     handle(a.drillClean),
-		agentapi.ActionGuestChecks:    handle(a.guestChecks),
-		agentapi.ActionSetPolicy:      onVM(a, a.setPolicy),
-		agentapi.ActionRelease:        handle(a.release),
+		agentapi.ActionDescribe:        handle(a.describe),
+		agentapi.ActionPrepareReplica:  handle(a.prepareReplica),
+		agentapi.ActionReplicate:       handle(a.replicate),
+		agentapi.ActionAwaitPoint:      handle(a.awaitPoint),
+		agentapi.ActionTakePoint:       onVM(a, a.takePoint, agentapi.RoleSource),
+		agentapi.ActionHold:            onVM(a, a.hold, agentapi.RoleSource),
+		agentapi.ActionFreeze:          onVM(a, a.freeze, agentapi.RoleTarget),
+		agentapi.ActionShutdown:        onVM(a, a.shutdown, agentapi.RoleSource),
+		agentapi.ActionFinalPoint:      onVM(a, a.finalPoint, agentapi.RoleSource),
+		agentapi.ActionFence:           onVM(a, a.fence, agentapi.RoleSource, agentapi.RoleFenced),
+		agentapi.ActionReinstate:       onVM(a, a.reinstate, agentapi.RoleFenced, agentapi.RoleSource),
+		agentapi.ActionActivate:        onVM(a, a.activate, agentapi.RoleTarget, agentapi.RoleActive),
+		agentapi.ActionStart:           onVM(a, a.start, agentapi.RoleActive),
+		agentapi.ActionCheck:           onVM(a, a.check, agentapi.RoleActive),
+		agentapi.ActionAbandon:         onVM(a, a.abandon, agentapi.RoleActive, agentapi.RoleTarget),
+		agentapi.ActionFold:            onVM(a, a.fold, agentapi.RoleActive),
+		agentapi.ActionCollapse:        onVM(a, a.collapse, agentapi.RoleActive),
+		agentapi.ActionSettle:          onVM(a, a.settle, agentapi.RoleActive),
+		agentapi.ActionRetire:          onVM(a, a.retire, agentapi.RoleFenced),
+		agentapi.ActionVerifyReplica:   onVM(a, a.verifyReplica, agentapi.RoleTarget),
+		agentapi.ActionDrillPreflight:  onVM(a, a.drillPreflight, agentapi.RoleTarget),
+		agentapi.ActionDrillOpen:       onVM(a, a.drillOpen, agentapi.RoleTarget),
+		agentapi.ActionDrillStart:      onVM(a, a.drillStart, agentapi.RoleTarget),
+		agentapi.ActionDrillMark:       onVM(a, a.drillMark, agentapi.RoleTarget, agentapi.RoleActive),
+		agentapi.ActionDrillScreen:     handle(a.drillScreen),
+		agentapi.ActionDrillClean:      handle(a.drillClean),
+		agentapi.ActionGuestChecks:     handle(a.guestChecks),
+		agentapi.ActionSetPolicy:       onVM(a, a.setPolicy),
+		agentapi.ActionRelease:         handle(a.release),
+		agentapi.ActionChangePoint:     onVM(a, a.changePoint, agentapi.RoleActive),
+		agentapi.ActionDropSnapshot:    onVM(a, a.dropSnapshot),
+		agentapi.ActionSettleSnapshots: onVM(a, a.settleSnapshots, agentapi.RoleActive),
+		agentapi.ActionKeepPoints:      onVM(a, a.keepPoints, agentapi.RoleActive),
+		agentapi.ActionDropKept:        onVM(a, a.dropKept),
 	}
 }
 
@@ -69,6 +74,10 @@ func (a *Agent) handler() http.Handler {
 		v, err := a.vm(switchback.ProtectionID(r.PathValue("protection")))
 		if err != nil {
 			transport.WriteError(w, err)
+			return
+		}
+		if as := v.assignment(); as.ReplicaDir == "" && as.Kept != nil {
+			transport.WriteJSON(w, http.StatusOK, as.Kept.Points)
 			return
 		}
 		replica, err := v.openReplica()

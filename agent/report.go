@@ -3,8 +3,6 @@ package agent
 import (
 	"context"
 	"net/http"
-	"os"
-	"path/filepath"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -63,7 +61,7 @@ func (v *vm) status() agentapi.VMStatus {
 	v.mu.Lock()
 	a, replica, engine, cond, retained, far := v.a, v.replica, v.engine, v.cond, v.retained, v.far
 	v.mu.Unlock()
-	st := agentapi.VMStatus{Protection: a.Protection, Role: a.Role, Epoch: a.Epoch, Snapshots: a.snapshots(), Drills: drillStatus(a)}
+	st := agentapi.VMStatus{Protection: a.Protection, Role: a.Role, Epoch: a.Epoch, Drills: drillStatus(a)}
 	if cond != nil {
 		st.Conditions = append(st.Conditions, *cond)
 	}
@@ -73,11 +71,12 @@ func (v *vm) status() agentapi.VMStatus {
 		st.Replication = &rs
 		st.Conditions = append(st.Conditions, rs.Conditions...)
 	}
+	var points []switchback.Point
 	if replica != nil {
 		m := replica.Manifest()
 		r := &agentapi.ReplicaStatus{Dir: a.ReplicaDir, Seeded: !m.Seeding}
 		r.FreeBytes, _ = freeBytes(a.ReplicaDir)
-		points := replica.Points()
+		points = replica.Points()
 		r.JournalBytes = replica.JournalBytes()
 		r.Encrypted, r.Offloaded, r.Objects = replica.StorageStatus()
 		if a.Role == agentapi.RoleTarget {
@@ -91,29 +90,6 @@ func (v *vm) status() agentapi.VMStatus {
 		}
 		st.Replica = r
 	}
+	st.Snapshots, st.Kept = a.snapshots(points), a.Kept.status()
 	return st
-}
-
-// snapshots lists kept writes of abandoned runs.
-func (a Assignment) snapshots() []agentapi.Snapshot {
-	if a.Dir == "" {
-		return nil
-	}
-	dirs, _ := filepath.Glob(filepath.Join(a.Dir, "snapshots", "*"))
-	var list []agentapi.Snapshot
-	for _, d := range dirs {
-		s := agentapi.Snapshot{Name: filepath.Base(d)}
-		files, _ := filepath.Glob(filepath.Join(d, "*.qcow2"))
-		for _, f := range files {
-			st, err := os.Stat(f)
-			if err != nil {
-				continue
-			}
-			s.Files = append(s.Files, f)
-			s.SizeBytes += st.Size()
-			s.Time = st.ModTime()
-		}
-		list = append(list, s)
-	}
-	return list
 }

@@ -220,12 +220,22 @@ func (v *vm) takeUpOnce(ctx context.Context) error {
 	defer v.act.Unlock()
 	switch v.assignment().Role {
 	case agentapi.RoleSource:
+		a := v.assignment()
+		if err := replicator.ThawLeft(ctx, indexDir(v.agent.cfg.StateDir, a.Protection), v.agent.hv, a.VM); err != nil {
+			v.agent.log.Error("a guest that was frozen is not thawed yet", "protection", a.Protection, "error", err)
+		}
 		return v.startEngine(v.agent.tasks.ctx)
 	case agentapi.RoleTarget:
 		_, err := v.openReplica()
 		return err
 	case agentapi.RoleActive:
-		return v.ensureView(ctx)
+		if err := v.ensureView(ctx); err != nil {
+			return err
+		}
+		if run := v.assignment().Run; run != nil && run.Started && !run.Viewless {
+			v.agent.tasks.wg.Go(func() { v.superviseView(v.agent.tasks.ctx, run.Epoch) })
+		}
+		return nil
 	case agentapi.RoleFenced:
 		return v.enforceFence(ctx)
 	}
@@ -236,6 +246,15 @@ func (v *vm) setCondition(c *switchback.Condition) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.cond = c
+}
+
+// clearCondition clears the condition if it is the one of that name.
+func (v *vm) clearCondition(name string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.cond != nil && v.cond.Name == name {
+		v.cond = nil
+	}
 }
 
 // event reacts to what happened to a domain.

@@ -10,28 +10,33 @@ import (
 
 // Actions. The comment names who carries it out.
 const (
-	ActionDescribe       = "describe"        // any: the VM's domain, definition and disks
-	ActionPrepareReplica = "prepare-replica" // new target: an empty replica, or one over existing disks
-	ActionReplicate      = "replicate"       // source: take points from now on
-	ActionAwaitPoint     = "await-point"     // source: until the target holds a point of this epoch
-	ActionTakePoint      = "take-point"      // source: one point now
-	ActionHold           = "hold"            // source: stop taking points
-	ActionFreeze         = "freeze"          // target: keep every point, one is about to be chosen
-	ActionShutdown       = "shutdown"        // source: turn the guest off
-	ActionFinalPoint     = "final-point"     // source: the point after the shutdown
-	ActionFence          = "fence"           // old side: never run again under this epoch
-	ActionReinstate      = "reinstate"       // old side: active again under a new epoch (undo)
-	ActionActivate       = "activate"        // new side: own the epoch, durably
-	ActionStart          = "start"           // new side: run the VM from a view
-	ActionCheck          = "check"           // new side: the VM runs
-	ActionAbandon        = "abandon"         // new side: stop, keep the writes, keep the replica (undo)
-	ActionFold           = "fold"            // new side: base := chosen point
-	ActionCollapse       = "collapse"        // new side: move the VM onto the plain base
-	ActionSettle         = "settle"          // new side: definition, delta, journal removed
-	ActionRetire         = "retire"          // old side after commit
-	ActionVerifyReplica  = "verify-replica"  // target: re-read and re-checksum
-	ActionSetPolicy      = "set-policy"      // source and target
-	ActionRelease        = "release"         // any: unprotect
+	ActionDescribe        = "describe"         // any: the VM's domain, definition and disks
+	ActionPrepareReplica  = "prepare-replica"  // new target: an empty replica, or one over existing disks
+	ActionReplicate       = "replicate"        // source: take points from now on
+	ActionAwaitPoint      = "await-point"      // source: until the target holds a point of this epoch
+	ActionTakePoint       = "take-point"       // source: one point now
+	ActionHold            = "hold"             // source: stop taking points
+	ActionFreeze          = "freeze"           // target: keep every point, one is about to be chosen
+	ActionShutdown        = "shutdown"         // source: turn the guest off
+	ActionFinalPoint      = "final-point"      // source: the point after the shutdown
+	ActionFence           = "fence"            // old side: never run again under this epoch
+	ActionReinstate       = "reinstate"        // old side: active again under a new epoch (undo)
+	ActionActivate        = "activate"         // new side: own the epoch, durably
+	ActionStart           = "start"            // new side: run the VM from a view
+	ActionCheck           = "check"            // new side: the VM runs
+	ActionAbandon         = "abandon"          // new side: stop, keep the writes, keep the replica (undo)
+	ActionChangePoint     = "change-point"     // new side: run from another point, or on from a snapshot
+	ActionDropSnapshot    = "drop-snapshot"    // any: delete what an abandoned run wrote
+	ActionSettleSnapshots = "settle-snapshots" // new side, before a commit: make snapshots self-contained, or drop them
+	ActionKeepPoints      = "keep-points"      // new side, instead of fold: points up to the chosen one stay, read-only
+	ActionDropKept        = "drop-kept"        // new side: delete those
+	ActionFold            = "fold"             // new side: base := chosen point
+	ActionCollapse        = "collapse"         // new side: move the VM onto the plain base
+	ActionSettle          = "settle"           // new side: definition, delta, journal removed
+	ActionRetire          = "retire"           // old side after commit
+	ActionVerifyReplica   = "verify-replica"   // target: re-read and re-checksum
+	ActionSetPolicy       = "set-policy"       // source and target
+	ActionRelease         = "release"          // any: unprotect
 )
 
 // DescribeResult answers ActionDescribe.
@@ -88,6 +93,12 @@ type ReplicateParams struct {
 	// SendAll makes the first point carry whole disks: the target's kept disks
 	// are not trusted.
 	SendAll bool `json:"send_all"`
+}
+
+// TakePointParams say what the point is to be.
+type TakePointParams struct {
+	// ApplicationConsistent refuses where no guest agent answers.
+	ApplicationConsistent bool `json:"application_consistent"`
 }
 
 // PointResult answers take-point and final-point.

@@ -78,7 +78,9 @@ type VMStatus struct {
 	// Replica is set where a replica is kept.
 	Replica *ReplicaStatus `json:"replica,omitempty"`
 	// Snapshots are kept writes of abandoned runs.
-	Snapshots  []Snapshot             `json:"snapshots,omitempty"`
+	Snapshots []Snapshot `json:"snapshots,omitempty"`
+	// Kept are points that a commit has kept, read-only.
+	Kept       *KeptPoints            `json:"kept_points,omitempty"`
 	Conditions []switchback.Condition `json:"conditions,omitempty"`
 	// Drills run here, or left something.
 	Drills []DrillStatus `json:"drills,omitempty"`
@@ -100,12 +102,31 @@ type ReplicaStatus struct {
 	Objects   string `json:"objects,omitempty"`
 }
 
-// Snapshot is what a run that was abandoned wrote, kept until removed.
+// KeptPoints are the points that a commit has kept until the new direction has its own.
+type KeptPoints struct {
+	// Dir is their journal; 'switchback export' serves them from there.
+	Dir       string `json:"dir"`
+	Points    int    `json:"points"`
+	SizeBytes int64  `json:"size_bytes"`
+}
+
+// Snapshot is what a run that was abandoned wrote, kept until dropped.
 type Snapshot struct {
-	Name      string    `json:"name"`
-	Files     []string  `json:"files"`
-	SizeBytes int64     `json:"size_bytes"`
-	Time      time.Time `json:"time"`
+	Name string `json:"name"`
+	// Point is the one that the run started from, of which PointTime is the
+	// instant and which Pin keeps; Epoch is the run's.
+	Point     switchback.Sequence `json:"point"`
+	PointTime time.Time           `json:"point_time,omitzero"`
+	Epoch     switchback.Epoch    `json:"epoch"`
+	Pin       string              `json:"pin,omitempty"`
+	// SelfContained: the files are whole disks and need no point.
+	SelfContained bool     `json:"self_contained"`
+	Files         []string `json:"files"`
+	// SizeBytes is what the files occupy; WholeBytes is what they would at most
+	// if they were self-contained.
+	SizeBytes  int64     `json:"size_bytes"`
+	WholeBytes int64     `json:"whole_bytes"`
+	Time       time.Time `json:"time"`
 }
 
 // AgentStatus is what an agent reports to the server.

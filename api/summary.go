@@ -13,6 +13,7 @@ type Summary struct {
 	Switch *Switched    `json:"switch,omitempty"`
 	Commit *Committed   `json:"commit,omitempty"`
 	Drill  *DrillReport `json:"drill,omitempty"`
+	Change *Changed     `json:"change,omitempty"`
 	// Removed and Left are of unprotect.
 	Removed []string `json:"removed,omitempty"`
 	Left    []string `json:"left,omitempty"`
@@ -28,6 +29,8 @@ type Copy struct {
 	BytesSent    int64         `json:"bytes_sent"`
 	BytesChanged int64         `json:"bytes_changed"`
 	Took         time.Duration `json:"took"`
+	// Frozen is how long the guest's file systems were held for it.
+	Frozen time.Duration `json:"frozen,omitempty"`
 }
 
 // Switched is what a failover or failback measured.
@@ -50,12 +53,30 @@ type Switched struct {
 	BytesChanged int64 `json:"bytes_changed"`
 }
 
+// Changed is what a change of the point did.
+type Changed struct {
+	From switchback.Point `json:"from"`
+	To   switchback.Point `json:"to"`
+	// Snapshot is what the VM goes on with; SetAside what it had written before.
+	Snapshot string `json:"snapshot,omitempty"`
+	SetAside string `json:"set_aside,omitempty"`
+	// Outage is from the guest seen off to the guest let run.
+	Outage     time.Duration `json:"outage"`
+	GuestAgent string        `json:"guest_agent"`
+}
+
 // Committed is what a commit did.
 type Committed struct {
 	FoldedBytes int64 `json:"folded_bytes"`
 	CopiedBytes int64 `json:"copied_bytes"`
 	// Live: the guest ran meanwhile.
 	Live bool `json:"live"`
+	// KeptPoints is how many points were kept, at the price of KeptBytes.
+	KeptPoints int   `json:"kept_points,omitempty"`
+	KeptBytes  int64 `json:"kept_bytes,omitempty"`
+	// Snapshots were made self-contained and occupy SnapshotBytes now.
+	Snapshots     []string `json:"snapshots,omitempty"`
+	SnapshotBytes int64    `json:"snapshot_bytes,omitempty"`
 	// Seeds are disks kept at the old side for the next reprotect.
 	Seeds []switchback.Disk `json:"seeds,omitempty"`
 }

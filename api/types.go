@@ -70,10 +70,20 @@ type VM struct {
 	LastPoint  *switchback.Point  `json:"last_point,omitempty"`
 	RPOSeconds float64            `json:"rpo_seconds"` // age of the last point; 0 when there is none
 	Allowed    []recovery.Allowed `json:"allowed_operations"`
+	// Countdown is set while the commit policy's timer runs.
+	Countdown *Countdown `json:"countdown,omitempty"`
 	// Current is the operation under way, or the last one when it failed.
 	Current *operation.Record `json:"current_operation,omitempty"`
 	// CurrentDrill is the drill under way; it is on an axis of its own.
 	CurrentDrill *operation.Record `json:"current_drill,omitempty"`
+}
+
+// Countdown says what the commit policy will do by itself, and when.
+type Countdown struct {
+	Action switchback.CommitAction `json:"action"`
+	At     time.Time               `json:"at"`
+	// Seconds to go; negative when it is due and could not begin.
+	Seconds float64 `json:"seconds"`
 }
 
 // OperationRequest asks for an operation on a VM. Which fields count depends on the kind.
@@ -85,7 +95,7 @@ type OperationRequest struct {
 	To       switchback.SiteID  `json:"to,omitempty"`
 	Policy   *switchback.Policy `json:"policy,omitempty"` // also edit
 	Networks map[string]string  `json:"networks,omitempty"`
-	// failover, failback: "latest" (default), "latest-processed" or a sequence number
+	// failover, failback, change-point: a choice (recovery.ParseChoice), "latest" by default
 	Point string `json:"point,omitempty"`
 	// AcceptLoss agrees to lose what was written after an older point.
 	AcceptLoss bool `json:"accept_loss,omitempty"`
@@ -97,6 +107,17 @@ type OperationRequest struct {
 	AndReprotect bool `json:"and_reprotect,omitempty"`
 	// test-failover, together with Point
 	Drill *DrillRequest `json:"drill,omitempty"`
+	// take-point: frozen through the guest agent, or refused
+	ApplicationConsistent bool `json:"application_consistent,omitempty"`
+	// change-point: the kept writes to go on with, instead of a point; drop-snapshot: which
+	Snapshot string `json:"snapshot,omitempty"`
+	// commit, failback with AndCommit: what becomes of kept snapshots, "drop" or "keep"
+	Snapshots string `json:"snapshots,omitempty"`
+	// and of the points up to the chosen one: "delete" (default) or "keep"
+	Points string `json:"points,omitempty"`
+	// extend: by how much, or not at all any more
+	ExtendBy time.Duration `json:"extend_by,omitempty"`
+	Stop     bool          `json:"stop,omitempty"`
 	// unprotect
 	RemoveData bool `json:"remove_data,omitempty"`
 }
@@ -119,6 +140,8 @@ type Plan struct {
 	Outage  time.Duration `json:"outage"`
 	Changes []string      `json:"changes"`
 	Keeps   []string      `json:"keeps"`
+	// Warnings are what to think of before it is done.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // PlanStep is one step of a plan.

@@ -28,10 +28,18 @@ const (
 	Resume    Kind = "resume"
 	Edit      Kind = "edit"
 	Retry     Kind = "retry"
+	// ChangePoint moves a switched VM to another point, or back to kept writes.
+	ChangePoint Kind = "change-point"
+	// Extend moves or stops the countdown of the commit policy.
+	Extend Kind = "extend"
+	// DropSnapshot deletes what an abandoned run wrote.
+	DropSnapshot Kind = "drop-snapshot"
+	// DropKept deletes the points that a commit has kept.
+	DropKept Kind = "drop-kept"
 )
 
 // Kinds in the order they are shown.
-var Kinds = []Kind{TakePoint, TestFailover, CleanDrill, Failover, Failback, Commit, Cancel, Reprotect, Pause, Resume, Edit, Retry, Unprotect}
+var Kinds = []Kind{TakePoint, TestFailover, CleanDrill, Failover, Failback, ChangePoint, Commit, Cancel, Extend, Reprotect, Pause, Resume, Edit, Retry, DropSnapshot, DropKept, Unprotect}
 
 // Allowed says whether an operation may be asked for now; Reason and Remedy why not.
 type Allowed struct {
@@ -52,6 +60,8 @@ type Facts struct {
 	NotCancellable string
 	// Failed is set when the last operation failed and can be retried.
 	Failed bool
+	// FailedKind names it.
+	FailedKind string
 	// SourceUp and TargetUp: the agents answer.
 	SourceUp, TargetUp bool
 	// Points is how many points the target holds.
@@ -62,6 +72,8 @@ type Facts struct {
 	KeptDisks bool
 	// Drill is of an axis of its own.
 	Drill DrillFacts
+	// Snapshots is how many are kept at both sites.
+	Snapshots int
 }
 
 // AllowedOperations lists every operation with its verdict.
@@ -144,10 +156,47 @@ func Check(p switchback.Protection, f Facts, k Kind) Allowed {
 		}
 		return yes
 	case Cancel:
-		if a, ok := phase(in, "there is nothing to cancel", switchback.PhaseSwitched); !ok {
+		if a, ok := phase(in, "there is nothing to cancel", switchback.PhaseSwitched); !ok && !changeFailed(p, f) {
 			return a
 		}
 		return up(yes)
+	case ChangePoint:
+		switch p.Phase {
+		case switchback.PhaseCommitting:
+			return no("the switch is being committed: its points are going", "let the commit end; a new failover has new points")
+		case switchback.PhaseCommitted:
+			if p.KeptPoints {
+				return no("the switch is committed: the points that it has kept are only to be read", "'switchback export' serves them; a new failover has new points")
+			}
+			return no("the switch is committed: the points are gone", "reprotect it; a new failover has new points")
+		}
+		if a, ok := phase(in, "only a VM that is switched and not committed changes its point: fail over first", switchback.PhaseSwitched); !ok && !changeFailed(p, f) {
+			return a
+		}
+		if !f.SourceUp {
+			return no(fmt.Sprintf("the agent of site %s, where the VM runs, does not answer", p.Source), "start the agent")
+		}
+		return yes
+	case Extend:
+		if a, ok := phase(in, "only a switched VM has a countdown", switchback.PhaseSwitched); !ok {
+			return a
+		}
+		if p.Switch == nil || p.Switch.Deadline.IsZero() {
+			return no("no countdown runs", "commit or cancel when you are ready")
+		}
+		return yes
+	case DropKept:
+		if !p.KeptPoints {
+			return no("no commit has kept points", "there is nothing to drop")
+		}
+		a, _ := phase(in, "wait until it is protected or committed", switchback.PhaseCommitted, switchback.PhaseProtected)
+		return a
+	case DropSnapshot:
+		if f.Snapshots == 0 {
+			return no("no snapshot is kept", "there is nothing to drop")
+		}
+		a, _ := phase(in, "wait until it is protected, switched or committed", switchback.PhaseProtected, switchback.PhaseSwitched, switchback.PhaseCommitted)
+		return a
 	case Reprotect:
 		if a, ok := phase(in, remedyFor(p, f, "only a committed VM is reprotected"), switchback.PhaseCommitted); !ok {
 			return a
@@ -176,6 +225,12 @@ func Check(p switchback.Protection, f Facts, k Kind) Allowed {
 		return a
 	}
 	return no("unknown operation", "")
+}
+
+// changeFailed: a change of the point did not come about. The VM is then at the
+// new side, perhaps off, and can be moved to yet another point, or taken back.
+func changeFailed(p switchback.Protection, f Facts) bool {
+	return p.Phase == switchback.PhaseSwitching && f.Failed && f.FailedKind == string(ChangePoint)
 }
 
 // remedyFor says how to get from the present phase to what most operations need.

@@ -36,7 +36,7 @@ func TestPhases(t *testing.T) {
 		{switchback.PhaseSeeding, "pause unprotect", "pause unprotect"},
 		{switchback.PhaseProtected, "take-point test-failover failover pause edit unprotect", "take-point test-failover failover failback pause edit unprotect"},
 		{switchback.PhaseSwitching, "", ""},
-		{switchback.PhaseSwitched, "commit cancel", "commit cancel"},
+		{switchback.PhaseSwitched, "change-point commit cancel", "change-point commit cancel"},
 		{switchback.PhaseUndoing, "", ""},
 		{switchback.PhaseCommitting, "", ""},
 		{switchback.PhaseCommitted, "reprotect unprotect", "failback reprotect unprotect"},

@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -18,6 +19,9 @@ type CycleOptions struct {
 	// Offline takes the point of a domain that is off: the last one before a
 	// switch. Without it a domain that is off is CodeConflict.
 	Offline bool
+	// ApplicationConsistent requires the guest's file systems to be frozen at
+	// the point's instant. CodeRefused: no guest agent answers.
+	ApplicationConsistent bool
 }
 
 // Cycle takes one point now and returns when it is durable at the target. It
@@ -26,6 +30,10 @@ func (e *Engine) Cycle(ctx context.Context, o CycleOptions) (CycleReport, error)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	report, err := e.cycle(ctx, o)
+	if errors.As(err, new(refusal)) { // the next point comes as ever
+		e.history.finish(nil)
+		return report, err
+	}
 	changed := ctx.Err() == nil && e.setCondition(err)
 	if err != nil {
 		e.indexReady, e.jobsClear = false, false
@@ -80,9 +88,22 @@ func (e *Engine) cycle(ctx context.Context, o CycleOptions) (CycleReport, error)
 		}
 		e.jobsClear = true
 	}
+	want := e.wants(o)
 	if !off {
+		e.noteFrozen(ThawLeft(ctx, e.cfg.Dir, e.cfg.Hypervisor, e.cfg.VM))
 		if err := e.awaitAgent(ctx, dom); err != nil {
 			return report, atSource(err)
+		}
+		if want != crashWillDo {
+			if dom, err = e.cfg.Hypervisor.Domain(ctx, e.cfg.VM); err != nil {
+				return report, atSource(err)
+			}
+			if err := guestAnswers(dom); err != nil && want == appRequired {
+				return report, refusal{err}
+			} else if err != nil {
+				e.missedApp(err)
+				want = crashWillDo
+			}
 		}
 	}
 	if state.Seeded && !e.indexReady {
@@ -104,13 +125,16 @@ func (e *Engine) cycle(ctx context.Context, o CycleOptions) (CycleReport, error)
 			return report, atSource(switchback.Errorf(switchback.CodeConflict, "VM %s is off and the target has no complete copy yet", dom.Name).
 				WithHint("start the VM and wait for the first point"))
 		}
+		if want == appRequired {
+			return report, refusal{switchback.Errorf(switchback.CodeRefused, "the first full copy of VM %s is not complete", dom.Name).WithHint("wait for the first point")}
+		}
 		return e.seed(ctx, report, state, d)
 	}
-	report, err = e.point(ctx, report, state, d, off)
+	report, err = e.point(ctx, report, state, d, off, want)
 	if switchback.CodeOf(err) == switchback.CodeBitmapLost && d.Mode == ModeIncremental {
 		facts.BitmapLost = true
 		d = Decide(facts)
-		return e.point(ctx, report, state, d, off)
+		return e.point(ctx, report, state, d, off, want)
 	}
 	return report, err
 }
@@ -181,7 +205,7 @@ func (e *Engine) checkpointNames(ctx context.Context) ([]string, error) {
 }
 
 // point takes an incremental or resync point and makes it durable at the target.
-func (e *Engine) point(ctx context.Context, report CycleReport, state TargetState, d Decision, off bool) (_ CycleReport, err error) {
+func (e *Engine) point(ctx context.Context, report CycleReport, state TargetState, d Decision, off bool, want consistency) (_ CycleReport, err error) {
 	report.Mode, report.Reason = d.Mode, d.Reason
 	if d.Mode == ModeResync {
 		e.log.Warn("resync: reading whole disks", "reason", d.Reason)
@@ -204,7 +228,7 @@ func (e *Engine) point(ctx context.Context, report CycleReport, state TargetStat
 				return report, atSource(fmt.Errorf("delete checkpoint %s: %w", name, err))
 			}
 		}
-		f, err = e.freeze(ctx, d.From, p.Checkpoint)
+		f, err = e.freeze(ctx, d.From, p.Checkpoint, want)
 	}
 	err = atSource(err)
 	unsure := false // the target may have made the point, whose checkpoint must then stay
@@ -234,6 +258,10 @@ func (e *Engine) point(ctx context.Context, report CycleReport, state TargetStat
 		return report, err
 	}
 	p.Time = f.time
+	if f.app {
+		p.Kind = switchback.ApplicationConsistent
+	}
+	report.Frozen = f.frozen
 	report.Begin = e.now().Sub(report.StartedAt)
 
 	if !off {
@@ -251,6 +279,10 @@ func (e *Engine) point(ctx context.Context, report CycleReport, state TargetStat
 		return report, causeOf(ctx, err)
 	}
 	report.Point = acked
+	if f.app {
+		e.appTaken = f.time
+		e.history.mark("application-consistent-points-missing", nil)
+	}
 	report.Transfer = e.now().Sub(begin)
 	if state.Head.Sequence > 0 && !state.Head.Time.IsZero() {
 		report.RPO = e.now().Sub(state.Head.Time)

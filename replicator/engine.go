@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -62,8 +63,16 @@ type Engine struct {
 	jobsClear  bool // no job of ours is left open
 	// agentMissed: the guest agent was waited for, and did not connect.
 	agentMissed bool
+	// appTaken is when the newest application-consistent point was taken by this
+	// engine, appTried when one could not be.
+	appTaken, appTried time.Time
 
 	ioErrors chan string
+	// closed ends what is still thawing the guest.
+	closed  chan struct{}
+	thawing sync.WaitGroup
+	// stuck: a thaw is not confirmed, and tried on.
+	stuck atomic.Bool
 }
 
 // New makes an engine; it opens the block index and starts nothing.
@@ -91,11 +100,15 @@ func New(cfg Config) (*Engine, error) {
 		return nil, err
 	}
 	return &Engine{cfg: cfg, log: cfg.Logger.With("protection", cfg.Protection), now: cfg.Now, index: index,
-		ioErrors: make(chan string, 1)}, nil
+		ioErrors: make(chan string, 1), closed: make(chan struct{})}, nil
 }
 
 // Close closes the block index. The engine must not be running.
-func (e *Engine) Close() error { return e.index.Close() }
+func (e *Engine) Close() error {
+	close(e.closed)
+	e.thawing.Wait()
+	return e.index.Close()
+}
 
 // Status is safe to call at any time.
 func (e *Engine) Status() Status { return e.history.snapshot(e.now()) }

@@ -27,10 +27,13 @@ type frozen struct {
 	socket  string
 	exports []string
 	more    []DiskReader // to be closed with readers
+	// app: the guest's file systems were frozen at the instant; frozen is for how long.
+	app    bool
+	frozen time.Duration
 }
 
 // freeze opens a running domain's instant with a new checkpoint.
-func (e *Engine) freeze(ctx context.Context, from, checkpoint string) (*frozen, error) {
+func (e *Engine) freeze(ctx context.Context, from, checkpoint string, want consistency) (*frozen, error) {
 	spec := hypervisor.BackupSpec{Socket: e.socket(), Checkpoint: checkpoint}
 	if err := e.checkScratch(); err != nil {
 		return nil, err
@@ -46,8 +49,8 @@ func (e *Engine) freeze(ctx context.Context, from, checkpoint string) (*frozen, 
 	case <-e.ioErrors:
 	default:
 	}
-	f := &frozen{time: e.now(), socket: spec.Socket}
-	if err := e.cfg.Hypervisor.BeginBackup(ctx, e.cfg.VM, spec); err != nil {
+	f := &frozen{socket: spec.Socket}
+	if err := e.begin(ctx, spec, f, want); err != nil {
 		e.removeScratch()
 		return nil, err
 	}
@@ -60,6 +63,10 @@ func (e *Engine) freeze(ctx context.Context, from, checkpoint string) (*frozen, 
 		}
 		e.removeScratch()
 		return nil
+	}
+	if want == appRequired && !f.app {
+		return f, refusal{switchback.Errorf(switchback.CodeRefused, "the instant could not be fixed within %v of the freeze: the guest was thawed before", frozenLimit).
+			WithHint("try again when the host is less busy; or take a crash-consistent point")}
 	}
 	for _, d := range e.cfg.Disks {
 		// One context a connection: a server works out all of them for each question.
@@ -78,6 +85,33 @@ func (e *Engine) freeze(ctx context.Context, from, checkpoint string) (*frozen, 
 		}
 	}
 	return f, nil
+}
+
+// begin fixes the instant, with the guest's file systems frozen around it where
+// that is wanted. The guest is thawed when it returns, or the condition says so.
+func (e *Engine) begin(ctx context.Context, spec hypervisor.BackupSpec, f *frozen, want consistency) error {
+	var guest *guestFreeze
+	if want != crashWillDo {
+		var err error
+		if guest, err = e.freezeGuest(ctx); err != nil && want == appRequired {
+			return refusal{err}
+		} else if err != nil {
+			e.missedApp(err)
+		}
+	}
+	if guest != nil {
+		defer guest.thaw(false)
+	}
+	f.time = e.now()
+	if err := e.cfg.Hypervisor.BeginBackup(ctx, e.cfg.VM, spec); err != nil || guest == nil {
+		return err
+	}
+	took, early, _ := guest.thaw(false) // an error stands in a condition
+	f.app, f.frozen = !early, took
+	if early {
+		e.missedApp(switchback.Errorf(switchback.CodeTimeout, "the instant was not fixed within %v of the freeze", frozenLimit))
+	}
+	return nil
 }
 
 func (e *Engine) removeScratch() {

@@ -38,7 +38,7 @@ func (e *Engine) seed(ctx context.Context, report CycleReport, state TargetState
 	}
 	p := switchback.Point{Protection: e.cfg.Protection, Sequence: 1, Epoch: e.cfg.Epoch, Kind: switchback.CrashConsistent,
 		Checkpoint: CheckpointName(e.cfg.Epoch, 1), Digest: state.Session}
-	f, err := e.freeze(ctx, "", p.Checkpoint)
+	f, err := e.freeze(ctx, "", p.Checkpoint, crashWillDo)
 	err = atSource(err)
 	defer func() {
 		if f == nil {

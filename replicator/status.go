@@ -1,6 +1,8 @@
 package replicator
 
 import (
+	"maps"
+	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -22,6 +24,9 @@ type CycleReport struct {
 	SentBytes    int64 `json:"sent_bytes"`
 	// Codec is the compression that was chosen, and Ratio raw data ÷ sent.
 	Codec string `json:"codec"`
+	// Frozen is how long the guest's file systems were held for an
+	// application-consistent point, at most; 0 for any other.
+	Frozen time.Duration `json:"frozen,omitempty"`
 
 	StartedAt time.Time     `json:"started_at"`
 	Begin     time.Duration `json:"begin"`
@@ -73,6 +78,29 @@ type history struct {
 	rpoNext  int
 	started  time.Time // of the copy under way
 	progress Progress
+	// marks are conditions that outlive a cycle, by name.
+	marks map[string]switchback.Condition
+}
+
+// mark sets a condition that stays until it is cleared (nil), and reports
+// whether it is new. One that stands keeps its time.
+func (h *history) mark(name string, c *switchback.Condition) (changed bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	old, stood := h.marks[name]
+	if c == nil {
+		delete(h.marks, name)
+		return stood
+	}
+	if h.marks == nil {
+		h.marks = map[string]switchback.Condition{}
+	}
+	x := *c
+	if x.Name = name; stood {
+		x.Since = old.Since
+	}
+	h.marks[name] = x
+	return !stood
 }
 
 func (h *history) update(f func(*Status)) {
@@ -125,6 +153,9 @@ func (h *history) snapshot(now time.Time) Status {
 	defer h.mu.Unlock()
 	s := h.status
 	s.Conditions = append([]switchback.Condition(nil), s.Conditions...)
+	for _, name := range slices.Sorted(maps.Keys(h.marks)) {
+		s.Conditions = append(s.Conditions, h.marks[name])
+	}
 	if s.Activity != "" && s.Activity != "idle" && h.progress.TotalBytes > 0 {
 		p := h.progress
 		p.Percent = 100 * float64(p.DoneBytes) / float64(p.TotalBytes)

@@ -229,7 +229,7 @@ func TestDrillUndone(t *testing.T) {
 }
 
 // kept begins a drill that is kept and waits until it is.
-func (f *fleet) kept() switchback.OperationID {
+func (f *fleet) keptDrill() switchback.OperationID {
 	f.t.Helper()
 	req := noNetwork()
 	req.Drill.Keep = time.Hour
@@ -250,7 +250,7 @@ func TestDrillKept(t *testing.T) {
 	f := newFleet(t)
 	f.protected()
 	f.checks = []switchback.CheckResult{passedCheck}
-	id := f.kept()
+	id := f.keptDrill()
 	if _, err := f.ask(recovery.TestFailover, noNetwork()); switchback.CodeOf(err) != switchback.CodeRefused || !strings.Contains(err.Error(), "drill clean") {
 		t.Errorf("a second one: %v", err)
 	}
@@ -266,7 +266,7 @@ func TestDrillKept(t *testing.T) {
 		t.Errorf("nothing to clean: %v", err)
 	}
 
-	id = f.kept()
+	id = f.keptDrill()
 	f.took()
 	f.run(recovery.Failover, api.OperationRequest{})
 	if rec := f.wait(id); rec.State != operation.StateCancelled {

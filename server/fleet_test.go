@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -40,6 +41,7 @@ type fleet struct {
 	points  []switchback.Point
 	checks  []switchback.CheckResult // how checks of guests end
 	proofs  []agentapi.DrillMarkParams
+	marks   map[switchback.Sequence]switchback.Mark
 	// hook is called before an action has its effect; an error is its answer.
 	hook func(site switchback.SiteID, action string) error
 }
@@ -52,6 +54,9 @@ type fakeAgent struct {
 	addr  string
 	state hypervisor.State // of web here; "" = not defined
 	epoch switchback.Epoch
+	// run is the point web runs from here; snapshots are what runs before have written.
+	run       switchback.Sequence
+	snapshots []agentapi.Snapshot
 }
 
 const webUUID = "11111111-2222-3333-4444-555555555555"
@@ -150,7 +155,21 @@ func (a *fakeAgent) handler() http.Handler {
 	mux.HandleFunc("GET /v1/points/{protection}", func(w http.ResponseWriter, _ *http.Request) {
 		a.f.mu.Lock()
 		defer a.f.mu.Unlock()
-		transport.WriteJSON(w, http.StatusOK, a.f.points)
+		list := []switchback.MarkedPoint{}
+		for _, p := range a.f.points {
+			list = append(list, switchback.MarkedPoint{Point: p, Mark: a.f.marks[p.Sequence]})
+		}
+		transport.WriteJSON(w, http.StatusOK, list)
+	})
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		list, err := a.f.s.store.Protections(context.Background())
+		if err != nil {
+			transport.WriteError(w, err)
+			return
+		}
+		a.f.mu.Lock()
+		defer a.f.mu.Unlock()
+		transport.WriteJSON(w, http.StatusOK, a.status(list))
 	})
 	mux.HandleFunc("POST /v1/tasks", func(w http.ResponseWriter, r *http.Request) {
 		var t agentapi.Task
@@ -231,6 +250,29 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 		if p.Definition != "<web/>" {
 			f.t.Errorf("started from the definition %q", p.Definition)
 		}
+	case agentapi.ActionChangePoint:
+		var p agentapi.ChangePointParams
+		params(&p)
+		dry = fmt.Sprintf(" point %d", p.Sequence)
+		if p.Snapshot != "" {
+			dry += " snapshot " + p.Snapshot
+		}
+		if p.DryRun {
+			dry += " dry"
+		}
+	case agentapi.ActionDropSnapshot:
+		var p agentapi.DropSnapshotParams
+		params(&p)
+		dry = " " + p.Name
+	case agentapi.ActionKeepPoints:
+		var p agentapi.KeepPointsParams
+		if params(&p); p.DryRun {
+			dry = " dry"
+		}
+	case agentapi.ActionSettleSnapshots:
+		var p agentapi.SettleSnapshotsParams
+		params(&p)
+		dry = fmt.Sprintf(" keep=%v", p.Keep)
 	case agentapi.ActionReinstate:
 		var p agentapi.ReinstateParams
 		if params(&p); !p.Start {
@@ -283,7 +325,42 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 	case agentapi.ActionStart:
 		f.oneActive(a)
 		a.state = hypervisor.StateRunning
+		var p agentapi.StartParams
+		params(&p)
+		a.run = p.Sequence
 		return agentapi.StartResult{RunningAt: time.Now()}, nil
+	case agentapi.ActionChangePoint:
+		var p agentapi.ChangePointParams
+		params(&p)
+		if p.DryRun {
+			return agentapi.ChangePointResult{}, nil
+		}
+		kept := fmt.Sprintf("epoch-%d-from-point-%d", a.epoch, a.run)
+		if t.Epoch > a.epoch {
+			a.dropSnapshot(p.Snapshot)
+			a.snapshots = append(a.snapshots, agentapi.Snapshot{Name: kept, Point: a.run, Epoch: a.epoch, SizeBytes: 1 << 20, WholeBytes: 5 << 20})
+		}
+		a.epoch, a.run, a.state = t.Epoch, p.Sequence, hypervisor.StateRunning
+		return agentapi.ChangePointResult{OffAt: time.Now().Add(-time.Second), RunningAt: time.Now(), Sequence: p.Sequence, SetAside: kept}, nil
+	case agentapi.ActionKeepPoints:
+		return agentapi.KeepPointsResult{Bytes: 3 << 20, Points: int(a.run)}, nil
+	case agentapi.ActionDropSnapshot:
+		var p agentapi.DropSnapshotParams
+		params(&p)
+		a.dropSnapshot(p.Name)
+	case agentapi.ActionSettleSnapshots:
+		var p agentapi.SettleSnapshotsParams
+		params(&p)
+		var r agentapi.SettleSnapshotsResult
+		for i := range a.snapshots {
+			if a.snapshots[i].SelfContained = true; p.Keep {
+				r.Kept, r.Bytes = append(r.Kept, a.snapshots[i].Name), r.Bytes+4<<20
+			}
+		}
+		if !p.Keep {
+			a.snapshots = nil
+		}
+		return r, nil
 	case agentapi.ActionCheck:
 		return agentapi.CheckResult{Running: true, GuestAgent: "answered"}, nil
 	case agentapi.ActionAbandon:
@@ -336,6 +413,24 @@ func (f *fleet) oneActive(starting *fakeAgent) {
 	}
 }
 
+// status is how the agent stands. f.mu is held.
+func (a *fakeAgent) status(list []switchback.Protection) agentapi.AgentStatus {
+	f := a.f
+	st := agentapi.AgentStatus{Address: a.addr, Time: time.Now()}
+	for _, p := range list {
+		v := agentapi.VMStatus{Protection: p.ID, Snapshots: a.snapshots}
+		if n := len(f.points); p.TargetAgent == a.id && n > 0 {
+			v.Replica = &agentapi.ReplicaStatus{Points: n, Newest: &f.points[n-1]}
+		}
+		st.VMs = append(st.VMs, v)
+	}
+	return st
+}
+
+func (a *fakeAgent) dropSnapshot(name string) {
+	a.snapshots = slices.DeleteFunc(a.snapshots, func(s agentapi.Snapshot) bool { return s.Name == name })
+}
+
 // report makes both agents report as they stand.
 func (f *fleet) report() {
 	f.t.Helper()
@@ -346,14 +441,7 @@ func (f *fleet) report() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, a := range f.agents {
-		st := agentapi.AgentStatus{Address: a.addr, Time: time.Now()}
-		for _, p := range list {
-			v := agentapi.VMStatus{Protection: p.ID}
-			if n := len(f.points); p.TargetAgent == a.id && n > 0 {
-				v.Replica = &agentapi.ReplicaStatus{Points: n, Newest: &f.points[n-1]}
-			}
-			st.VMs = append(st.VMs, v)
-		}
+		st := a.status(list)
 		raw, err := json.Marshal(st)
 		if err != nil {
 			f.t.Fatal(err)

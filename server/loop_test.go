@@ -194,7 +194,8 @@ func TestOlderPoint(t *testing.T) {
 	f := newFleet(t)
 	f.run(recovery.Protect, api.OperationRequest{})
 	f.run(recovery.TakePoint, api.OperationRequest{})
-	for point, code := range map[string]switchback.Code{"1": switchback.CodeRefused, "99": switchback.CodeNotFound, "0": switchback.CodeNotFound, "yesterday": switchback.CodeInvalid} {
+	for point, code := range map[string]switchback.Code{"1": switchback.CodeRefused, "99": switchback.CodeNotFound, "0": switchback.CodeNotFound, "yesterday": switchback.CodeNotFound,
+		"before:never": switchback.CodeInvalid, "latest-app": switchback.CodeNotFound, "latest-verified": switchback.CodeNotFound, "latest-processed": switchback.CodeRefused} {
 		if _, err := f.ask(recovery.Failover, api.OperationRequest{Point: point}); switchback.CodeOf(err) != code {
 			t.Errorf("point %s: %v, want %s", point, err, code)
 		}

@@ -24,6 +24,8 @@ func (s *Server) commitSteps(prefix string) []operation.Step {
 		}}
 	}
 	return []operation.Step{
+		s.settleSnapshots(prefix),
+		step("keep", "keep the points, if asked to", s.keepPoints),
 		step("fold", "fix the point: fold it into the base", func(ctx context.Context, r *operation.Run, p switchback.Protection) error {
 			if err := s.setPhase(ctx, p.ID, switchback.PhaseCommitting); err != nil {
 				return err
@@ -62,14 +64,23 @@ func (s *Server) commitSteps(prefix string) []operation.Step {
 			if err := r.StepResult(prefix+"collapse", &collapse); err != nil {
 				return err
 			}
+			var settled agentapi.SettleSnapshotsResult
+			if err := r.StepResult(prefix+"snapshots", &settled); err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
+				return err
+			}
+			var kept agentapi.KeepPointsResult
+			if err := r.StepResult(prefix+"keep", &kept); err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
+				return err
+			}
 			err := summarise(r, func(sum *api.Summary) {
-				sum.Commit = &api.Committed{FoldedBytes: fold.Bytes, CopiedBytes: collapse.CopiedBytes, Live: collapse.Live, Seeds: out.Seeds}
+				sum.Commit = &api.Committed{FoldedBytes: fold.Bytes, CopiedBytes: collapse.CopiedBytes, Live: collapse.Live, Seeds: out.Seeds,
+					KeptPoints: kept.Points, KeptBytes: kept.Bytes, Snapshots: settled.Kept, SnapshotBytes: settled.Bytes}
 			})
 			if err != nil {
 				return err
 			}
 			_, err = s.update(ctx, p.ID, func(p *switchback.Protection) error {
-				p.Phase, p.Switch = switchback.PhaseCommitted, nil
+				p.Phase, p.Switch, p.KeptPoints = switchback.PhaseCommitted, nil, kept.Points > 0
 				if p.Seeds == nil {
 					p.Seeds = map[switchback.SiteID][]switchback.Disk{}
 				}
@@ -154,6 +165,7 @@ func (s *Server) reprotectSteps(prefix string) []operation.Step {
 			}
 			return s.awaitFirstPoint(ctx, r, p)
 		}},
+		{Name: prefix + "kept", Title: "delete the points that the commit has kept", RetryFor: shortRetry, Irreversible: true, Do: s.dropKept},
 	}
 }
 

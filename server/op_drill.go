@@ -16,6 +16,7 @@ import (
 	"github.com/switchback-dr/switchback/api"
 	"github.com/switchback-dr/switchback/check"
 	"github.com/switchback-dr/switchback/operation"
+	"github.com/switchback-dr/switchback/recovery"
 )
 
 const (
@@ -124,21 +125,15 @@ func (s *Server) drillPreflight(ctx context.Context, r *operation.Run) error {
 	})
 }
 
-// drillPoint finds the point: "latest" and "latest-processed" are the newest
-// that is complete, since a drill takes none.
+// drillPoint finds the point: latest is the newest that is complete, since a
+// drill takes none.
 func drillPoint(points []switchback.MarkedPoint, name string) (switchback.Point, error) {
-	if len(points) == 0 {
-		return switchback.Point{}, switchback.Errorf(switchback.CodeRefused, "no recovery point yet").WithHint("wait for the first one")
+	choice, err := recovery.ParseChoice(name)
+	if err != nil {
+		return switchback.Point{}, err
 	}
-	if name == "" || name == "latest" || name == "latest-processed" {
-		return points[len(points)-1].Point, nil
-	}
-	for _, p := range points {
-		if p.Mark.Tag != "" && p.Mark.Tag == name {
-			return p.Point, nil
-		}
-	}
-	return findPoint(points, name)
+	chosen, err := choice.Choose(points, time.Now())
+	return chosen.Point, err
 }
 
 // drillChecks are those asked for, else the policy's, else what any guest can

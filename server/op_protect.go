@@ -139,13 +139,17 @@ func (s *Server) takePointSteps() []operation.Step {
 		if err != nil {
 			return err
 		}
+		var params agentapi.TakePointParams
+		if err := r.Params(&params); err != nil {
+			return err
+		}
 		var out agentapi.PointResult
-		if err := s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionTakePoint, nil, &out); err != nil {
+		if err := s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionTakePoint, params, &out); err != nil {
 			return err
 		}
 		return summarise(r, func(sum *api.Summary) {
 			sum.Copy = &api.Copy{Mode: string(out.Report.Mode), Reason: out.Report.Reason, Point: out.Report.Point, BytesSent: out.Report.SentBytes,
-				BytesChanged: out.Report.ChangedBytes, Took: out.Report.Total}
+				BytesChanged: out.Report.ChangedBytes, Took: out.Report.Total, Frozen: out.Report.Frozen}
 		})
 	}}}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/switchback-dr/switchback/api"
 	"github.com/switchback-dr/switchback/hypervisor"
 	"github.com/switchback-dr/switchback/operation"
+	"github.com/switchback-dr/switchback/recovery"
 )
 
 // guestAgentDeadline is how long the agent of a guest that boots is waited for.
@@ -18,7 +19,7 @@ const guestAgentDeadline = 90 * time.Second
 
 // switchParams are the parameters of failover and failback.
 type switchParams struct {
-	// Point is "latest", "latest-processed" or a sequence number.
+	// Point is a choice: see recovery.ParseChoice.
 	Point            string        `json:"point"`
 	AcceptLoss       bool          `json:"accept_loss"`
 	ShutdownDeadline time.Duration `json:"shutdown_deadline"`
@@ -27,6 +28,9 @@ type switchParams struct {
 	FromCommitted bool `json:"from_committed"`
 	AndCommit     bool `json:"and_commit"`
 	AndReprotect  bool `json:"and_reprotect"`
+	// for AndCommit: see commitParams
+	Snapshots string `json:"snapshots,omitempty"`
+	Points    string `json:"points,omitempty"`
 }
 
 // switchSteps moves a VM that is protected and whose both sites are up. Undo
@@ -87,6 +91,15 @@ func (s *Server) switchSync(ctx context.Context, r *operation.Run) error {
 	if source.Domain.State == hypervisor.StateOff {
 		return operation.Skip("the guest is off")
 	}
+	var params switchParams
+	if err := r.Params(&params); err != nil {
+		return err
+	}
+	if choice, err := recovery.ParseChoice(params.Point); err != nil {
+		return err
+	} else if choice.Kind == recovery.ChooseProcessed {
+		return operation.Skip("latest-processed waits for no point")
+	}
 	p, err := s.of(ctx, r)
 	if err != nil {
 		return err
@@ -112,6 +125,9 @@ func (s *Server) switchHold(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	if err := s.do(ctx, r, p.TargetAgent, p.Epoch, agentapi.ActionFreeze, nil, nil); err != nil {
+		return err
+	}
+	if err := s.holdPoint(ctx, r, p); err != nil {
 		return err
 	}
 	return s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionHold, nil, nil)
@@ -152,42 +168,12 @@ func (s *Server) switchFinalPoint(ctx context.Context, r *operation.Run) error {
 		return err
 	}
 	last := out.Report.Point
-	chosen, err := s.choosePoint(ctx, r, p, last)
+	chosen, err := s.switchPoint(ctx, r, p, last, out.Report.ChangedBytes)
 	if err != nil {
 		return err
 	}
-	r.Log(slog.LevelInfo, "last changes shipped", "sequence", last.Sequence, "chosen", chosen.Sequence, "changed_bytes", out.Report.ChangedBytes)
 	_, err = s.update(ctx, p.ID, func(p *switchback.Protection) error { p.Switch.Last, p.Switch.Point = last, chosen; return nil })
 	return err
-}
-
-// choosePoint resolves the parameter once everything that exists is at the target.
-func (s *Server) choosePoint(ctx context.Context, r *operation.Run, p switchback.Protection, last switchback.Point) (switchback.Point, error) {
-	var params switchParams
-	if err := r.Params(&params); err != nil {
-		return last, err
-	}
-	if params.Point == "" || params.Point == "latest" || params.Point == "latest-processed" {
-		return last, nil
-	}
-	points, err := s.points(ctx, p)
-	if err != nil {
-		return last, err
-	}
-	return findPoint(points, params.Point)
-}
-
-func findPoint(points []switchback.MarkedPoint, name string) (switchback.Point, error) {
-	n, err := strconv.ParseUint(name, 10, 64)
-	if err != nil {
-		return switchback.Point{}, switchback.Errorf(switchback.CodeInvalid, "%q is no point", name).WithHint("latest, or a number that 'vm points' lists")
-	}
-	for _, p := range points {
-		if p.Sequence == switchback.Sequence(n) && n > 0 {
-			return p.Point, nil
-		}
-	}
-	return switchback.Point{}, switchback.Errorf(switchback.CodeNotFound, "there is no point %s", name).WithHint("'vm points' lists them")
 }
 
 func (s *Server) switchFence(ctx context.Context, r *operation.Run) error {
@@ -283,6 +269,7 @@ func (s *Server) switchCheck(ctx context.Context, r *operation.Run) error {
 	}
 	_, err = s.update(ctx, p.ID, func(p *switchback.Protection) error {
 		p.Phase = switchback.PhaseSwitched
+		p.Switch.Deadline = p.Policy.Commit.Deadline(time.Now())
 		p.Source, p.Target = p.Switch.To, p.Switch.From
 		p.SourceAgent, p.TargetAgent = p.Switch.ToAgent, p.Switch.FromAgent
 		return nil

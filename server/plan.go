@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strconv"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -60,6 +59,9 @@ func (s *Server) plan(ctx context.Context, v api.VM, kind recovery.Kind, params 
 		plan.Keeps = []string{fmt.Sprintf("the guest goes on running at %s", p.Source)}
 	case recovery.Failover, recovery.Failback:
 		s.planSwitch(v, sp, plan)
+		if err := s.planChoice(ctx, v, sp, plan); err != nil {
+			return nil, err
+		}
 		if sp.FromCommitted {
 			if err := s.planReprotect(ctx, v, plan); err != nil {
 				return nil, err
@@ -86,13 +88,45 @@ func (s *Server) plan(ctx context.Context, v api.VM, kind recovery.Kind, params 
 		}
 		plan.Basis = fmt.Sprintf("nothing crosses the network; at most %d MiB are written locally, and what the guest has written since it started", fold>>20)
 		plan.Time = estimate(fold)
-		plan.Changes = []string{fmt.Sprintf("the recovery points are deleted: %d up to the chosen one become the disk, %d later ones are dropped", kept, dropped)}
+		cp := params.(commitParams)
+		if cp.Points == "keep" {
+			plan.Time = 0
+			plan.Changes = []string{fmt.Sprintf("%d later recovery points are dropped", dropped)}
+			if err := s.planKeep(ctx, v, plan); err != nil {
+				return nil, err
+			}
+			plan.Keeps = []string{fmt.Sprintf("%d recovery points up to the chosen one, read-only, until the new direction has its own", kept)}
+		} else {
+			plan.Changes = []string{fmt.Sprintf("the recovery points are deleted: %d up to the chosen one become the disk, %d later ones are dropped", kept, dropped)}
+		}
 		if p.Target == p.Home {
-			plan.Keeps = []string{fmt.Sprintf("the VM at its home %s stays defined, off and fenced, with its disks", p.Home)}
+			plan.Keeps = append(plan.Keeps, fmt.Sprintf("the VM at its home %s stays defined, off and fenced, with its disks", p.Home))
 		} else {
 			plan.Changes = append(plan.Changes, fmt.Sprintf("the VM is undefined at %s", p.Target))
-			plan.Keeps = []string{fmt.Sprintf("its disks at %s stay as seed of the next reprotect", p.Target)}
+			plan.Keeps = append(plan.Keeps, fmt.Sprintf("its disks at %s stay as seed of the next reprotect", p.Target))
 		}
+		planSnapshots(v, cp.Snapshots, plan)
+	case recovery.ChangePoint:
+		if err := s.planChange(ctx, v, params.(changeParams), plan); err != nil {
+			return nil, err
+		}
+	case recovery.Extend:
+		plan.Basis = "nothing is copied"
+		if ep := params.(extendParams); ep.Until.IsZero() {
+			plan.Changes = []string{"the countdown stops: the switch waits for an operator"}
+		} else {
+			plan.Changes = []string{fmt.Sprintf("the policy's %s begins at %s", p.Policy.Commit.Action, ep.Until.UTC().Format(time.RFC3339))}
+		}
+	case recovery.DropKept:
+		plan.Basis = "nothing is copied"
+		plan.Changes = []string{"the points that the commit has kept are deleted"}
+	case recovery.DropSnapshot:
+		_, kept, err := snapshotKeeper(v, params.(dropSnapshotParams).Snapshot)
+		if err != nil {
+			return nil, err
+		}
+		plan.Basis = "nothing is copied"
+		plan.Changes = []string{fmt.Sprintf("snapshot %s is deleted: %d MiB that a run from point %d wrote", kept.Name, kept.SizeBytes>>20, kept.Point)}
 	case recovery.Cancel:
 		plan.Basis = "nothing is copied"
 		plan.Time, plan.Outage = 15*time.Second, 15*time.Second
@@ -103,6 +137,9 @@ func (s *Server) plan(ctx context.Context, v api.VM, kind recovery.Kind, params 
 		plan.Basis = "what has changed since the last point"
 		if lc := lastCycle(v); lc != nil {
 			plan.Bytes, plan.Time = lc.SentBytes, lc.Total
+		}
+		if tp, ok := params.(agentapi.TakePointParams); ok && tp.ApplicationConsistent {
+			plan.Changes = []string{"the guest's file systems are frozen through its agent while the instant is fixed, 10 s at most; refused where the agent does not answer"}
 		}
 	case recovery.Unprotect:
 		plan.Basis = "nothing is copied"
@@ -138,9 +175,30 @@ func (s *Server) planSwitch(v api.VM, sp switchParams, plan *api.Plan) {
 	plan.Time = plan.Outage + 5*time.Second
 	plan.Changes = []string{fmt.Sprintf("the guest is shut down at %s, started at %s, and fenced at %s", from, to, from)}
 	plan.Keeps = []string{fmt.Sprintf("the copy at %s and all recovery points, until the switch is committed or cancelled", from)}
-	if n, err := strconv.Atoi(sp.Point); err == nil {
-		plan.Changes = append(plan.Changes, fmt.Sprintf("the guest starts from point %d: everything written later is left behind", n))
+}
+
+// planChoice says which point is chosen, what that loses, and what is known against it.
+func (s *Server) planChoice(ctx context.Context, v api.VM, sp switchParams, plan *api.Plan) error {
+	sp.AcceptLoss = true
+	chosen, err := s.checkChoice(ctx, v, sp)
+	if err == nil && chosen == nil && !sp.FromCommitted { // latest: the newest so far tells
+		newest, nerr := s.choose(ctx, v.Protection, recovery.Choice{}, time.Now())
+		if nerr != nil {
+			return nerr
+		}
+		if w := recovery.Warning(newest); w != "" {
+			plan.Warnings = append(plan.Warnings, "the newest so far, "+w)
+		}
 	}
+	if err != nil || chosen == nil {
+		return err
+	}
+	plan.Changes = append(plan.Changes, fmt.Sprintf("the guest starts from point %d (%s): everything written later is left behind", chosen.Sequence, chosen.Kind))
+	plan.Warnings = append(plan.Warnings, lossText(*chosen))
+	if w := recovery.Warning(*chosen); w != "" {
+		plan.Warnings = append(plan.Warnings, w)
+	}
+	return nil
 }
 
 // planReprotect asks the other site what it keeps and says what has to travel.

@@ -72,7 +72,7 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 	case recovery.Failover, recovery.Failback:
 		sp := switchParams{Point: req.Point, AcceptLoss: req.AcceptLoss, ShutdownDeadline: req.ShutdownDeadline, ForceOff: req.ForceOff,
 			FromCommitted: kind == recovery.Failback && p.Phase == switchback.PhaseCommitted,
-			AndCommit:     req.AndCommit, AndReprotect: req.AndReprotect}
+			AndCommit:     req.AndCommit, AndReprotect: req.AndReprotect, Snapshots: req.Snapshots, Points: req.Points}
 		if sp.ShutdownDeadline == 0 {
 			sp.ShutdownDeadline = defaultShutdownDeadline
 		}
@@ -82,12 +82,64 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 		if kind == recovery.Failover && (sp.AndCommit || sp.AndReprotect) {
 			return api.OperationAnswer{}, switchback.Errorf(switchback.CodeInvalid, "failover does not commit by itself").WithHint("check the VM, then commit it")
 		}
+		if err := checkPoints(sp.Points); err != nil {
+			return api.OperationAnswer{}, err
+		}
+		if sp.AndCommit {
+			if err := checkSnapshots(sp.Snapshots, v.AtTarget); err != nil {
+				return api.OperationAnswer{}, err
+			}
+		}
 		asked := sp
 		asked.AcceptLoss = sp.AcceptLoss || req.DryRun // a dry run shows the loss
-		if err := s.checkPoint(ctx, v, asked); err != nil {
+		if _, err := s.checkChoice(ctx, v, asked); err != nil {
 			return api.OperationAnswer{}, err
 		}
 		params = sp
+	case recovery.TakePoint:
+		params = agentapi.TakePointParams{ApplicationConsistent: req.ApplicationConsistent}
+	case recovery.ChangePoint:
+		cp := changeParams{Point: req.Point, Snapshot: req.Snapshot, ShutdownDeadline: req.ShutdownDeadline}
+		if cp.ShutdownDeadline == 0 {
+			cp.ShutdownDeadline = changeShutdownDeadline
+		}
+		if req.ForceOff {
+			cp.ShutdownDeadline = 0
+		}
+		if cp.Snapshot != "" && cp.Point != "" {
+			return api.OperationAnswer{}, switchback.Errorf(switchback.CodeInvalid, "a snapshot has its own point").WithHint("name --point or --snapshot, not both")
+		}
+		if cp.Snapshot == "" && cp.Point == "" {
+			return api.OperationAnswer{}, switchback.Errorf(switchback.CodeInvalid, "no point to change to").WithHint("--point: %s; or --snapshot", recovery.ChoiceHelp)
+		}
+		if _, err := s.changeTarget(ctx, p, cp, time.Now()); err != nil {
+			return api.OperationAnswer{}, err
+		}
+		params = cp
+	case recovery.Extend:
+		ep, err := extension(p, req.ExtendBy, req.Stop, time.Now())
+		if err != nil {
+			return api.OperationAnswer{}, err
+		}
+		params = ep
+	case recovery.DropSnapshot:
+		agent, _, err := snapshotKeeper(v, req.Snapshot)
+		if err != nil {
+			return api.OperationAnswer{}, err
+		}
+		params = dropSnapshotParams{Snapshot: req.Snapshot, Agent: agent}
+	case recovery.Commit:
+		choice := req.Snapshots
+		if choice == "" && req.DryRun {
+			choice = "keep" // a dry run shows what that would cost
+		}
+		if err := checkSnapshots(choice, v.AtSource); err != nil {
+			return api.OperationAnswer{}, err
+		}
+		if err := checkPoints(req.Points); err != nil {
+			return api.OperationAnswer{}, err
+		}
+		params = commitParams{Snapshots: req.Snapshots, Points: req.Points}
 	case recovery.Unprotect:
 		params = unprotectParams{RemoveData: req.RemoveData}
 	case recovery.Edit, recovery.Pause, recovery.Resume:
@@ -116,23 +168,6 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 	}
 	rec, err := s.submit(ctx, who, p, string(kind), title, params)
 	return api.OperationAnswer{Operation: &rec}, err
-}
-
-// checkPoint refuses an older point unless the loss was accepted.
-func (s *Server) checkPoint(ctx context.Context, v api.VM, sp switchParams) error {
-	if sp.Point == "" || sp.Point == "latest" || sp.Point == "latest-processed" {
-		return nil
-	}
-	points, err := s.points(ctx, v.Protection)
-	if err != nil {
-		return err
-	}
-	chosen, err := findPoint(points, sp.Point)
-	if err != nil || sp.AcceptLoss {
-		return err
-	}
-	return switchback.Errorf(switchback.CodeRefused, "point %d is of %s: everything written since, %s and what follows until the shutdown, would be lost",
-		chosen.Sequence, chosen.Time.UTC().Format(time.RFC3339), time.Since(chosen.Time).Round(time.Second)).WithHint("choose latest, or add --accept-loss")
 }
 
 // submit makes the operation durable and links it to the VM.

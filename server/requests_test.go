@@ -62,7 +62,11 @@ func TestDryRuns(t *testing.T) {
 				if !a.Allowed || a.Kind == recovery.Retry {
 					continue
 				}
-				plans[a.Kind] = dry(a.Kind, api.OperationRequest{Drill: &api.DrillRequest{NoNetwork: true}})
+				req := api.OperationRequest{Drill: &api.DrillRequest{NoNetwork: true}}
+				if a.Kind == recovery.ChangePoint {
+					req.Point = "latest"
+				}
+				plans[a.Kind] = dry(a.Kind, req)
 			}
 			if d := cmp.Diff(before, f.web()); d != "" || operations() != n {
 				t.Errorf("%s: dry runs change %s, or begin one of %d operations", before.Phase, d, operations()-n)

@@ -152,6 +152,7 @@ func (s *Server) Run(ctx context.Context) error {
 			failed <- err
 		}
 	})
+	wg.Go(func() { s.watchDeadlines(ctx) })
 	var err error
 	select {
 	case err = <-failed:

@@ -122,6 +122,7 @@ func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (a
 			if st := &av.Status.VMs[i]; st.Protection == p.ID {
 				*side.status = st
 				v.Conditions = append(v.Conditions, st.Conditions...)
+				facts.Snapshots += len(st.Snapshots)
 			}
 		}
 	}
@@ -152,7 +153,7 @@ func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (a
 		if err == nil {
 			v.Current = &rec
 			if rec.State.Finished() {
-				facts.Failed = rec.State == operation.StateFailed
+				facts.Failed, facts.FailedKind = rec.State == operation.StateFailed, rec.Kind
 				if facts.Failed {
 					v.Conditions = append(v.Conditions, switchback.Condition{Name: "operation-failed", Severity: switchback.SeverityCritical, Since: rec.EndedAt,
 						Cause: rec.Kind + ": " + rec.Error.Error(), Remedy: "switchback operation retry " + string(rec.ID)})
@@ -170,10 +171,11 @@ func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (a
 	if err := s.viewDrill(ctx, &v, &facts); err != nil {
 		return v, err
 	}
+	countdown(&v, time.Now())
 	for _, c := range v.Conditions {
 		if c.Severity == switchback.SeverityCritical {
 			v.Health = "critical"
-		} else if v.Health == "normal" {
+		} else if v.Health == "normal" && c.Severity == switchback.SeverityWarning {
 			v.Health = "warning"
 		}
 	}
@@ -205,7 +207,9 @@ func (s *Server) find(ctx context.Context, name string) (switchback.Protection, 
 // points asks the agent that keeps the replica.
 func (s *Server) points(ctx context.Context, p switchback.Protection) ([]switchback.MarkedPoint, error) {
 	keeper := p.TargetAgent
-	if p.Phase == switchback.PhaseSwitched || p.Phase == switchback.PhaseCommitting {
+	if p.Switch != nil {
+		keeper = p.Switch.ToAgent
+	} else if p.KeptPoints && p.Phase == switchback.PhaseCommitted {
 		keeper = p.SourceAgent
 	}
 	a, err := s.store.Agent(ctx, keeper)

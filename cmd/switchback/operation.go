@@ -171,14 +171,33 @@ func printSummary(w io.Writer, rec operation.Record) {
 		line("last changes", "%s sent for %s changed", bytesText(x.BytesSent), bytesText(x.BytesChanged))
 		line("guest agent", "%s", x.GuestAgent)
 	}
+	if x := s.Change; x != nil {
+		line("point", "%d → %d, of %s, outage %s", x.From.Sequence, x.To.Sequence, x.To.Time.Local().Format("2006-01-02 15:04:05.000"), seconds(x.Outage))
+		if x.Snapshot != "" {
+			line("goes on with", "snapshot %s", x.Snapshot)
+		}
+		if x.SetAside != "" {
+			line("kept", "snapshot %s", x.SetAside)
+		}
+		line("guest agent", "%s", x.GuestAgent)
+	}
 	if x := s.Commit; x != nil {
 		line("committed", "%s folded, %s moved, %s", bytesText(x.FoldedBytes), bytesText(x.CopiedBytes), map[bool]string{true: "while the guest ran", false: "at rest"}[x.Live])
+		if x.KeptPoints > 0 {
+			line("kept", "%d points, read-only; %s were copied for that", x.KeptPoints, bytesText(x.KeptBytes))
+		}
+		for _, name := range x.Snapshots {
+			line("kept", "snapshot %s, self-contained", name)
+		}
 		for _, d := range x.Seeds {
 			line("kept as seed", "%s", d.Path)
 		}
 	}
 	if x := s.Copy; x != nil {
 		line("point", "%d by %s in %s: %s sent for %s changed", x.Point.Sequence, x.Mode, seconds(x.Took), bytesText(x.BytesSent), bytesText(x.BytesChanged))
+		if x.Frozen > 0 {
+			line("frozen", "%s, at most", seconds(x.Frozen))
+		}
 		if x.Reason != "" {
 			line("why", "%s", x.Reason)
 		}

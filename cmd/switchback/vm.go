@@ -30,6 +30,8 @@ func (c *cli) vmCommand() *cobra.Command {
 		cmd.Flags().StringVar(&policy.Compression, "compression", policy.Compression, "auto, none, s2 or zstd")
 		cmd.Flags().BoolVar(&policy.Encrypt, "encrypt", policy.Encrypt, "encrypt points where they are kept")
 		cmd.Flags().DurationVar(&policy.OffloadAfter, "offload-after", policy.OffloadAfter, "age at which points move to the object store of the target's agent; 0 = never")
+		cmd.Flags().DurationVar(&policy.AppConsistentEvery, "app-consistent-every", policy.AppConsistentEvery, "how often a point freezes the guest's file systems through its agent; 0 = never")
+		commitPolicyFlags(cmd, &policy.Commit)
 	}
 	protect := c.vmOperation(recovery.Protect, "protect VM", "Replicate a VM to another site", func(req *api.OperationRequest, _ *cobra.Command) {
 		req.From, req.To, req.Networks, req.Policy = switchback.SiteID(protectFrom), switchback.SiteID(protectTo), networks, &policy
@@ -66,11 +68,15 @@ func (c *cli) vmCommand() *cobra.Command {
 			}
 		}
 		guest.apply(&policy, v.Policy)
+		if !cmd.Flags().Changed("app-consistent-every") {
+			policy.AppConsistentEvery = v.Policy.AppConsistentEvery
+		}
+		commitPolicyUnchanged(cmd, &policy.Commit, v.Policy.Commit)
 		return editPlain(cmd, args)
 	}
 
 	moves := func(cmd *cobra.Command, req *api.OperationRequest) {
-		cmd.Flags().StringVar(&req.Point, "point", "latest", "latest, latest-processed, or a point's number")
+		cmd.Flags().StringVar(&req.Point, "point", "latest", recovery.ChoiceHelp)
 		cmd.Flags().BoolVar(&req.AcceptLoss, "accept-loss", false, "agree to lose what was written after an older point")
 		cmd.Flags().DurationVar(&req.ShutdownDeadline, "shutdown-deadline", 90*time.Second, "how long the guest may take to power off")
 		cmd.Flags().BoolVar(&req.ForceOff, "force-off", false, "pull the plug when the deadline has passed")
@@ -86,6 +92,8 @@ func (c *cli) vmCommand() *cobra.Command {
 	failback := c.vmOperation(recovery.Failback, "failback VM", "Move a VM home; reprotects first where needed", setMove)
 	moves(failback, &move)
 	failback.Flags().BoolVar(&move.AndCommit, "commit", false, "also commit")
+	failback.Flags().StringVar(&move.Points, "points", "delete", "with --commit: delete or keep the points up to the chosen one")
+	failback.Flags().StringVar(&move.Snapshots, "snapshots", "", "with --commit: drop or keep snapshots that need the points")
 	failback.Flags().BoolVar(&move.AndReprotect, "reprotect", false, "also protect again in the forward direction (needs --commit)")
 
 	var remove bool
@@ -95,10 +103,17 @@ func (c *cli) vmCommand() *cobra.Command {
 	plain := func(k recovery.Kind, use, short string) *cobra.Command {
 		return c.vmOperation(k, use+" VM", short, func(*api.OperationRequest, *cobra.Command) {})
 	}
+	var appConsistent bool
+	takePoint := c.vmOperation(recovery.TakePoint, "take-point VM", "Take a recovery point now", func(req *api.OperationRequest, _ *cobra.Command) { req.ApplicationConsistent = appConsistent })
+	takePoint.Flags().BoolVar(&appConsistent, "app-consistent", false, "freeze the guest's file systems through its agent, or take none")
+	var snapshots, keepPoints string
+	commit := c.vmOperation(recovery.Commit, "commit VM", "Make a switch final: plain local disks", func(req *api.OperationRequest, _ *cobra.Command) { req.Snapshots, req.Points = snapshots, keepPoints })
+	commit.Flags().StringVar(&snapshots, "snapshots", "", "drop the kept snapshots, or keep them, made self-contained")
+	commit.Flags().StringVar(&keepPoints, "points", "delete", "delete them, or keep those up to the chosen one, read-only, until the new direction has its own")
+	cmd.AddCommand(c.changeCommands()...)
 	cmd.AddCommand(c.vmTestFailover(), c.vmDrill())
-	cmd.AddCommand(protect, edit, failover, failback, unprotect,
-		plain(recovery.TakePoint, "take-point", "Take a recovery point now"),
-		plain(recovery.Commit, "commit", "Make a switch final: plain local disks, points deleted"),
+	cmd.AddCommand(takePoint, commit, protect, edit, failover, failback, unprotect,
+		plain(recovery.DropKept, "drop-kept", "Delete the points that a commit has kept"),
 		plain(recovery.Cancel, "cancel", "Undo an uncommitted switch, or stop the operation under way"),
 		plain(recovery.Reprotect, "reprotect", "Replicate a committed VM the other way, by delta"),
 		plain(recovery.Pause, "pause", "Hold replication"),
@@ -158,6 +173,9 @@ func printPlan(w io.Writer, p api.Plan) {
 	}
 	for _, x := range p.Keeps {
 		fmt.Fprintf(w, "  keeps:   %s\n", x)
+	}
+	for _, x := range p.Warnings {
+		fmt.Fprintf(w, "  warning: %s\n", x)
 	}
 	fmt.Fprintf(w, "  network: about %s (%s)\n", bytesText(p.Bytes), p.Basis)
 	fmt.Fprintf(w, "  time:    about %s", seconds(p.Time))
@@ -244,6 +262,12 @@ func printVM(w io.Writer, v api.VM) {
 	line("other site", "%s", v.Target)
 	line("policy", "a point every %s, compression %s", v.Policy.Interval, v.Policy.Compression)
 	line("retention", "%s", retentionText(v.Policy.EffectiveRetention()))
+	if every := v.Policy.AppConsistentEvery; every > 0 {
+		line("", "an application-consistent point every %s", every)
+	}
+	if c := v.Policy.Commit; c.Action != "" && c.Action != switchback.CommitNone {
+		line("", "%s %s after a switch", c.Action, c.After)
+	}
 	for _, d := range v.Disks {
 		line("disk", "%s, %s", d.Name, bytesText(d.SizeBytes))
 	}
@@ -274,10 +298,8 @@ func printVM(w io.Writer, v api.VM) {
 		if t.Replica != nil {
 			line("replica", "%d points%s, journal %s, %s free there", t.Replica.Points, oldestText(t.Replica.Oldest), bytesText(t.Replica.JournalBytes), bytesText(t.Replica.FreeBytes))
 		}
-		for _, s := range t.Snapshots {
-			line("snapshot", "%s: %s set aside (%s)", s.Name, bytesText(s.SizeBytes), ago(s.Time))
-		}
 	}
+	printSwitch(line, v)
 	for site, disks := range v.Seeds {
 		for _, d := range disks {
 			line("seed", "%s at %s: kept for the next reprotect, removed by unprotect --remove-data", d.Path, site)
