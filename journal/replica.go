@@ -56,6 +56,8 @@ type Replica struct {
 	broken    []Damage      // segments that are there but do not continue it
 	pins      map[string]Pin
 	marks     map[switchback.Sequence]switchback.Mark
+	seeding   seedSums
+	samples   samples
 	temps     uint64 // names temporary files
 	closed    bool
 }
@@ -90,7 +92,7 @@ func (o Options) Create(dir string, spec Spec) (*Replica, error) {
 				return nil, switchback.Errorf(switchback.CodeConflict, "%s holds a replica already", dir).WithHint("open or remove it")
 			}
 			switch e.Name() { // what a crashed Create may have left
-			case "lock", segmentDir, pinDir, "manifest.json.tmp":
+			case "lock", segmentDir, pinDir, sumDir, "manifest.json.tmp":
 			default:
 				return nil, switchback.Errorf(switchback.CodeConflict, "%s is not empty: it holds %s", dir, e.Name())
 			}
@@ -108,7 +110,14 @@ func (o Options) Create(dir string, spec Spec) (*Replica, error) {
 	r := &Replica{dir: dir, opts: o, fs: o.fs, lock: lock, pins: map[string]Pin{}, marks: map[switchback.Sequence]switchback.Mark{}}
 	r.manifest = Manifest{Spec: spec, Seeding: !spec.BaseIsOriginal}
 	r.manifest.Base = switchback.Point{Protection: spec.Protection, Epoch: spec.Epoch}
-	err = writeDocument(r.fs, manifestPath(dir), r.manifest)
+	for _, d := range spec.Disks {
+		if err == nil && !spec.BaseIsOriginal { // empty images: zeros
+			err = createSums(dir, d.Name, d.SizeBytes, true)
+		}
+	}
+	if err == nil {
+		err = writeDocument(r.fs, manifestPath(dir), r.manifest)
+	}
 	if err == nil {
 		err = fault(r.fs.syncDir(filepath.Dir(dir)), "create replica")
 	}
@@ -258,6 +267,7 @@ func (r *Replica) Close() error {
 		return nil
 	}
 	r.closed = true
+	r.closeSums()
 	return r.lock.Close()
 }
 
@@ -489,7 +499,7 @@ func Remove(dir string) error {
 	} else if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
-	for _, name := range []string{segmentDir, pinDir, "manifest.json.tmp", "lock"} {
+	for _, name := range []string{segmentDir, pinDir, sumDir, "marks.json", samplesFile, checkFile, "manifest.json.tmp", "lock"} {
 		if err == nil {
 			err = os.RemoveAll(filepath.Join(dir, name))
 		}

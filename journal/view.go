@@ -63,7 +63,7 @@ func (o ViewOptions) Open(dir string, seq switchback.Sequence) (*View, error) {
 			d := &DiskView{cache: v.cache, overlay: newOverlay(g.Name, g.SizeBytes, segments, b != nil && !b.Absent)}
 			v.disks = append(v.disks, d)
 			if d.onBase {
-				if d.base, err = openBase(*b); err != nil {
+				if d.base, err = openProven(dir, *b); err != nil {
 					v.Close()
 					return nil, err
 				}
