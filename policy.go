@@ -10,6 +10,17 @@ type Policy struct {
 	KeepPoints int `json:"keep_points"`
 	// Compression is "auto" (by link and processor speed), "none", "s2" or "zstd".
 	Compression string `json:"compression"`
+	// VerifyEvery is how often all of the replica is read in the background and
+	// compared with its checksums; 0 is the default, a week, and negative never.
+	VerifyEvery time.Duration `json:"verify_every,omitempty"`
+}
+
+// VerifyInterval is VerifyEvery with its default; 0 means never.
+func (p Policy) VerifyInterval() time.Duration {
+	if p.VerifyEvery == 0 {
+		return 7 * 24 * time.Hour
+	}
+	return max(0, p.VerifyEvery)
 }
 
 // DefaultPolicy is used where the operator names none.
@@ -24,6 +35,8 @@ func (p Policy) Validate() error {
 		return Errorf(CodeInvalid, "interval %v is shorter than 1 s", p.Interval).WithHint("choose 1s or more")
 	case p.KeepPoints < 2:
 		return Errorf(CodeInvalid, "cannot keep fewer than 2 points, got %d", p.KeepPoints)
+	case p.VerifyEvery > 0 && p.VerifyEvery < time.Minute:
+		return Errorf(CodeInvalid, "cannot verify every %v", p.VerifyEvery).WithHint("choose 1m or more; negative means never")
 	}
 	switch p.Compression {
 	case "auto", "none", "s2", "zstd":

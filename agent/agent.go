@@ -127,6 +127,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	srv := transport.NewHTTPServer(a.cfg.Credentials, a.handler(), a.log)
 	var wg sync.WaitGroup
 	wg.Go(func() { a.watchEvents(ctx) })
+	wg.Go(func() { a.checkReplicas(ctx) })
 	if a.cfg.ServerAddress != "" {
 		wg.Go(func() { a.report(ctx) })
 		wg.Go(func() { a.renewals(ctx) })

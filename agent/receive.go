@@ -114,6 +114,7 @@ func (v *vm) receive(r *http.Request) (switchback.Point, error) {
 			return p, err
 		}
 	}
+	v.judge(replica, p)
 	v.retainLater()
 	return p, nil
 }

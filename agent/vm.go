@@ -41,6 +41,7 @@ type vm struct {
 	stopFold context.CancelFunc
 	// seeding serialises opening the bases.
 	seeding sync.Mutex
+	checks  checks
 	cond    *switchback.Condition // what the agent itself met outside a cycle
 }
 
@@ -94,12 +95,16 @@ func (v *vm) openReplica() (*journal.Replica, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := dropExportPins(r); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
 	v.replica = r
 	return r, nil
 }
 
 func (v *vm) closeReplica() {
 	v.stopFolding()
+	v.stopCheck()
 	v.closeBases()
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -358,7 +358,7 @@ func TestSamples(t *testing.T) {
 		}
 	}
 	list := s.r.Samples()
-	s.r.MarkSample(list[1])
+	s.r.MarkSample(list[1], true)
 	s.r.Close()
 	var err error
 	if s.r, err = Open(s.dir); err != nil {

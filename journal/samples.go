@@ -95,9 +95,9 @@ func (r *Replica) Samples() []Sample {
 	return append([]Sample(nil), r.samples.list...)
 }
 
-// MarkSample notes that a sample stands out.
-func (r *Replica) MarkSample(s Sample) {
-	s.Suspicious = true
+// MarkSample notes that a sample stands out, or that it does not.
+func (r *Replica) MarkSample(s Sample, suspicious bool) {
+	s.Suspicious = suspicious
 	r.addSample(s)
 }
 

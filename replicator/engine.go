@@ -64,6 +64,7 @@ type Engine struct {
 	agentMissed bool
 
 	ioErrors chan string
+	resendMu sync.Mutex // guards the file of Resend
 }
 
 // New makes an engine; it opens the block index and starts nothing.

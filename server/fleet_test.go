@@ -38,6 +38,8 @@ type fleet struct {
 	keys    map[string][]string // by entry of did
 	deleted []string
 	points  []switchback.Point
+	// roots of the hash trees that the sites find; "same" where none is named.
+	roots map[switchback.SiteID]string
 	// hook is called before an action has its effect; an error is its answer.
 	hook func(site switchback.SiteID, action string) error
 }
@@ -233,7 +235,8 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 			dry = " off"
 		}
 	}
-	if t.Action != agentapi.ActionDescribe {
+	hashing := t.Action == agentapi.ActionHashRest || t.Action == agentapi.ActionHashPoint // both sides at once
+	if t.Action != agentapi.ActionDescribe && !hashing {
 		f.note(a.site, t, dry)
 	}
 	if err := f.hook(a.site, t.Action); err != nil {
@@ -241,6 +244,9 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if t.Action == agentapi.ActionCheckReplica {
+		return agentapi.ReplicaCheck{Points: len(f.points)}, nil
+	}
 	if t.Epoch < a.epoch {
 		return nil, switchback.Errorf(switchback.CodeStaleEpoch, "epoch %d is over, %s knows %d", t.Epoch, a.site, a.epoch)
 	}
@@ -248,6 +254,13 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 		p := switchback.Point{Protection: t.Protection, Sequence: switchback.Sequence(len(f.points) + 1), Epoch: t.Epoch, Time: time.Now(), ChangedBytes: 1 << 20}
 		f.points = append(f.points, p)
 		return p
+	}
+	if hashing {
+		root := f.roots[a.site]
+		if root == "" {
+			root = "same"
+		}
+		return agentapi.HashResult{Disks: []agentapi.DiskHash{{Name: "vda", SizeBytes: 4 << 30, Root: root, Leaves: []string{"", root, ""}}}}, nil
 	}
 	switch t.Action {
 	case agentapi.ActionDescribe:

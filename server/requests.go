@@ -67,7 +67,7 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 		rec, err := s.runner.Get(ctx, p.Operation)
 		return api.OperationAnswer{Operation: &rec}, err
 	case recovery.Failover, recovery.Failback:
-		sp := switchParams{Point: req.Point, AcceptLoss: req.AcceptLoss, ShutdownDeadline: req.ShutdownDeadline, ForceOff: req.ForceOff,
+		sp := switchParams{Point: req.Point, AcceptLoss: req.AcceptLoss, ShutdownDeadline: req.ShutdownDeadline, ForceOff: req.ForceOff, NoProof: req.NoProof,
 			FromCommitted: kind == recovery.Failback && p.Phase == switchback.PhaseCommitted,
 			AndCommit:     req.AndCommit, AndReprotect: req.AndReprotect}
 		if sp.ShutdownDeadline == 0 {
@@ -85,6 +85,10 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 			return api.OperationAnswer{}, err
 		}
 		params = sp
+	case recovery.Commit:
+		if err := proofAllows(p, req.AcceptMismatch); err != nil {
+			return api.OperationAnswer{}, err
+		}
 	case recovery.Unprotect:
 		params = unprotectParams{RemoveData: req.RemoveData}
 	case recovery.Edit, recovery.Pause, recovery.Resume:

@@ -167,6 +167,7 @@ func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (a
 			}
 		}
 	}
+	v.Conditions = append(v.Conditions, proofConditions(p)...)
 	for _, c := range v.Conditions {
 		if c.Severity == switchback.SeverityCritical {
 			v.Health = "critical"
@@ -201,11 +202,7 @@ func (s *Server) find(ctx context.Context, name string) (switchback.Protection, 
 
 // points asks the agent that keeps the replica.
 func (s *Server) points(ctx context.Context, p switchback.Protection) ([]switchback.MarkedPoint, error) {
-	keeper := p.TargetAgent
-	if p.Phase == switchback.PhaseSwitched || p.Phase == switchback.PhaseCommitting {
-		keeper = p.SourceAgent
-	}
-	a, err := s.store.Agent(ctx, keeper)
+	a, err := s.store.Agent(ctx, s.keeper(p))
 	if err != nil {
 		return nil, err
 	}

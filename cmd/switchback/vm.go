@@ -17,7 +17,7 @@ import (
 
 func (c *cli) vmCommand() *cobra.Command {
 	cmd := group(&cobra.Command{Use: "vm", Short: "Protect VMs, move them, bring them back"})
-	cmd.AddCommand(c.vmList(), c.vmShow(), c.vmPoints())
+	cmd.AddCommand(c.vmList(), c.vmShow(), c.pointsList("points VM"))
 
 	var protectFrom, protectTo string
 	var networks map[string]string
@@ -26,6 +26,7 @@ func (c *cli) vmCommand() *cobra.Command {
 		cmd.Flags().DurationVar(&policy.Interval, "interval", policy.Interval, "time between recovery points, from 1s")
 		cmd.Flags().IntVar(&policy.KeepPoints, "keep", policy.KeepPoints, "how many of the newest points are kept")
 		cmd.Flags().StringVar(&policy.Compression, "compression", policy.Compression, "auto, none, s2 or zstd")
+		cmd.Flags().DurationVar(&policy.VerifyEvery, "verify-every", policy.VerifyInterval(), "how often all of the replica is read and compared with its checksums; negative = never")
 	}
 	protect := c.vmOperation(recovery.Protect, "protect VM", "Replicate a VM to another site", func(req *api.OperationRequest, _ *cobra.Command) {
 		req.From, req.To, req.Networks, req.Policy = switchback.SiteID(protectFrom), switchback.SiteID(protectTo), networks, &policy
@@ -56,6 +57,9 @@ func (c *cli) vmCommand() *cobra.Command {
 		if !cmd.Flags().Changed("compression") {
 			policy.Compression = v.Policy.Compression
 		}
+		if !cmd.Flags().Changed("verify-every") {
+			policy.VerifyEvery = v.Policy.VerifyEvery
+		}
 		return editPlain(cmd, args)
 	}
 
@@ -64,6 +68,7 @@ func (c *cli) vmCommand() *cobra.Command {
 		cmd.Flags().BoolVar(&req.AcceptLoss, "accept-loss", false, "agree to lose what was written after an older point")
 		cmd.Flags().DurationVar(&req.ShutdownDeadline, "shutdown-deadline", 90*time.Second, "how long the guest may take to power off")
 		cmd.Flags().BoolVar(&req.ForceOff, "force-off", false, "pull the plug when the deadline has passed")
+		cmd.Flags().BoolVar(&req.NoProof, "no-proof", false, "do not compare both sides once the guest runs")
 	}
 	var move api.OperationRequest
 	setMove := func(req *api.OperationRequest, _ *cobra.Command) {
@@ -85,9 +90,12 @@ func (c *cli) vmCommand() *cobra.Command {
 	plain := func(k recovery.Kind, use, short string) *cobra.Command {
 		return c.vmOperation(k, use+" VM", short, func(*api.OperationRequest, *cobra.Command) {})
 	}
+	var mismatch bool
+	commit := c.vmOperation(recovery.Commit, "commit VM", "Make a switch final: plain local disks, points deleted", func(req *api.OperationRequest, _ *cobra.Command) { req.AcceptMismatch = mismatch })
+	commit.Flags().BoolVar(&mismatch, "accept-mismatch", false, "commit though both sides were found to differ")
 	cmd.AddCommand(protect, edit, failover, failback, unprotect,
 		plain(recovery.TakePoint, "take-point", "Take a recovery point now"),
-		plain(recovery.Commit, "commit", "Make a switch final: plain local disks, points deleted"),
+		commit,
 		plain(recovery.Cancel, "cancel", "Undo an uncommitted switch, or stop the operation under way"),
 		plain(recovery.Reprotect, "reprotect", "Replicate a committed VM the other way, by delta"),
 		plain(recovery.Pause, "pause", "Hold replication"),
@@ -261,6 +269,9 @@ func printVM(w io.Writer, v api.VM) {
 		if t.Replica != nil {
 			line("replica", "%d points, journal %s, %s free there", t.Replica.Points, bytesText(t.Replica.JournalBytes), bytesText(t.Replica.FreeBytes))
 		}
+		if t.Check != nil {
+			line("verified", "%s", checkText(*t.Check))
+		}
 		for _, s := range t.Snapshots {
 			line("snapshot", "%s: %s set aside (%s)", s.Name, bytesText(s.SizeBytes), ago(s.Time))
 		}
@@ -285,25 +296,4 @@ func printVM(w io.Writer, v api.VM) {
 			fmt.Fprintln(w)
 		}
 	}
-}
-
-func (c *cli) vmPoints() *cobra.Command {
-	return &cobra.Command{Use: "points VM", Short: "List the recovery points of a VM", Args: one("VM"), RunE: func(cmd *cobra.Command, args []string) error {
-		cl, err := c.client()
-		if err != nil {
-			return err
-		}
-		points, err := cl.Points(cmd.Context(), args[0])
-		if err != nil {
-			return err
-		}
-		return c.show(points, func(w io.Writer) {
-			table(w, "POINT\tTIME\tKIND\tEPOCH\tCHANGED\tSTORED\tNOTE", func(row func(string, ...any)) {
-				for _, p := range points {
-					row("%d\t%s\t%s\t%d\t%s\t%s\t%s", p.Sequence, p.Time.Local().Format("2006-01-02 15:04:05.000"), p.Kind, p.Epoch,
-						bytesText(p.ChangedBytes), bytesText(p.StoredBytes), p.ResyncReason)
-				}
-			})
-		})
-	}}
 }
