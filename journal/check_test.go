@@ -369,3 +369,42 @@ func TestSamples(t *testing.T) {
 		t.Errorf("after a restart %+v", got)
 	}
 }
+
+// BenchmarkBase reads a base with and without checksums.
+func BenchmarkBase(b *testing.B) {
+	const size = 64 << 20
+	dir := tempDir(b)
+	path := filepath.Join(dir, "vda.raw")
+	all := make([]byte, size)
+	content(all, 1)
+	os.WriteFile(path, all, 0o600)
+	d := ReplicaDisk{Name: "vda", SizeBytes: size, BasePath: path, BaseFormat: "raw"}
+	for _, summed := range []bool{false, true} {
+		if summed {
+			createSums(dir, "vda", size, true)
+			s, err := openSums(dir, "vda", size, true)
+			if err != nil {
+				b.Fatal(err)
+			}
+			s.record(all, 0, size)
+			s.close()
+		}
+		base, err := openProven(dir, d)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, n := range []int64{4 << 10, 64 << 10, 256 << 10} {
+			b.Run(fmt.Sprintf("summed=%v/%dKiB", summed, n>>10), func(b *testing.B) {
+				p := make([]byte, n)
+				b.SetBytes(n)
+				rng := rand.New(rand.NewPCG(1, 1))
+				for b.Loop() {
+					if _, err := base.ReadAt(p, rng.Int64N((size-n)/4096)*4096); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+		base.Close()
+	}
+}

@@ -10,7 +10,9 @@
 //   - Content is checked end to end: the checksum made where the source
 //     gathered the bytes is checked by the receiver and again at every read.
 //     A mismatch is an error with CodeCorrupt that names segment, disk and
-//     range; it is never wrong data.
+//     range; it is never wrong data. Bases are checked against checksums
+//     beside them, but for what is unproven: original disks until a fold has
+//     written or a check has read the place.
 //   - A crash at any write needs no repair. Intentions (fold, drop) are in the
 //     manifest before their first effect, and Open completes or forgets them.
 //   - Fold and DropAfter never take away what a pin needs.
@@ -26,6 +28,10 @@
 //	segments/%016d.seg          one per point, named by its sequence
 //	segments/%016d-*.tmp        being received; removed at Open
 //	pins/NAME.json              one per pin
+//	marks.json                  what is said of points: tags, locks, proofs
+//	sums/DISK.sum               checksums of a base; see basesum.go
+//	check.json                  how far a check is, and what the last one found
+//	samples.log                 what points' content looks like; statistics
 //
 // manifest.json and pins are {"version", "checksum", "content"}: the checksum
 // is xxh3-128 (hexadecimal) of the compact JSON of content. They are replaced
