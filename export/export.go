@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/extent"
 	"github.com/switchback-dr/switchback/journal"
 	"github.com/switchback-dr/switchback/nbd"
 	"github.com/switchback-dr/switchback/qcow2"
@@ -396,12 +397,18 @@ func (r *run) compare(ctx context.Context) error {
 				return exists("disk %s has %d bytes there", d.Name(), size)
 			}
 			a, b := make([]byte, chunk), make([]byte, chunk)
+			var stored extent.Set
+			for _, x := range d.pieces {
+				stored.Add(x.offset, x.length)
+			}
 			for off := int64(0); off < size; off += chunk {
 				if ctx.Err() != nil {
 					return switchback.Errorf(switchback.CodeCancelled, "export: %w", context.Cause(ctx))
 				}
 				n := min(chunk, size-off)
-				if m, err := d.ReadAt(a[:n], off); int64(m) < n {
+				if stored.Clip(off, n).IsEmpty() {
+					clear(a)
+				} else if m, err := d.ReadAt(a[:n], off); int64(m) < n {
 					return err
 				}
 				if m, err := have.ReadAt(b[:n], off); int64(m) < n {

@@ -11,6 +11,7 @@ import (
 // domain is what run.sh needs of libvirt's domain XML
 // (https://libvirt.org/formatdomain.html).
 type domain struct {
+	Type   string `xml:"type,attr"`
 	Name   string `xml:"name"`
 	UUID   string `xml:"uuid"`
 	Memory struct {
@@ -75,6 +76,10 @@ func Script(definition string, disks []string) (string, error) {
 	def(&d.OS.Type.Arch, "x86_64")
 	def(&d.OS.Type.Machine, "q35")
 	d.CPUs = max(1, d.CPUs)
+	accel := "-accel kvm -accel tcg"
+	if d.Type == "qemu" { // it ran without KVM, perhaps for a reason
+		accel = "-accel tcg"
+	}
 	bus := map[string]string{}
 	for _, x := range d.Disks {
 		bus[x.Target.Dev] = x.Target.Bus
@@ -84,7 +89,7 @@ func Script(definition string, disks []string) (string, error) {
 	b.WriteString("#!/bin/sh\n# Starts the VM from the images in this directory, which it writes to.\n")
 	b.WriteString("# Further arguments go to QEMU, e.g. -snapshot to leave the images as they are.\n")
 	b.WriteString("here=$(cd \"$(dirname \"$0\")\" && pwd) || exit 1\n")
-	args := []string{"qemu-system-" + d.OS.Type.Arch, "-name " + quote(d.Name), "-machine " + quote(d.OS.Type.Machine), "-accel kvm -accel tcg",
+	args := []string{"qemu-system-" + d.OS.Type.Arch, "-name " + quote(d.Name), "-machine " + quote(d.OS.Type.Machine), accel,
 		fmt.Sprintf("-m %d -smp %d", d.memoryMiB(), d.CPUs)}
 	if d.UUID != "" {
 		args = append(args, "-uuid "+quote(d.UUID))

@@ -255,6 +255,25 @@ func (s *baseSums) compare(p []byte, off int64) (bad []extent.Range, unproven in
 	return bad, unproven, nil
 }
 
+// compareZeros is compare for p that is all zeros.
+func (s *baseSums) compareZeros(p []byte, off int64) (bad []extent.Range, unproven int64, err error) {
+	entries, err := s.entries(off/sumBlock, blocksOf(int64(len(p))))
+	if err != nil {
+		return nil, 0, err
+	}
+	for i := 0; i < len(entries); i += 8 {
+		at := int64(i) / 8 * sumBlock
+		n := min(sumBlock, int64(len(p))-at)
+		switch e := binary.LittleEndian.Uint64(entries[i:]); {
+		case e == sumUnproven || e == sumUnknown && !s.zeros:
+			unproven += n
+		case e != sumUnknown && e != zeroSum:
+			bad = appendExtent(bad, extent.Range{Offset: off + at, Length: n})
+		}
+	}
+	return bad, unproven, nil
+}
+
 // zero reports whether nothing speaks against all of the blocks being zeros.
 func (s *baseSums) zero(off, length int64) (bool, error) {
 	for end := blocksOf(off + length); off/sumBlock < end; {

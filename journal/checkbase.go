@@ -170,7 +170,11 @@ func (c *checker) chunk(b *openedBase, d ReplicaDisk, p []byte, off int64) (read
 			c.st.UnprovenBytes += int64(len(p))
 			return read, nil
 		}
-		bad, unproven, err := b.sums.compare(p, off)
+		compare := b.sums.compare
+		if read == 0 {
+			compare = b.sums.compareZeros
+		}
+		bad, unproven, err := compare(p, off)
 		if err != nil {
 			return read, err
 		}
