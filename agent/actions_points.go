@@ -262,6 +262,12 @@ func (a *Agent) findDamage(ctx context.Context, t *task, v *vm, replica *journal
 			return nil, switchback.Errorf(switchback.CodeRefused, "points from %d on cannot be opened any more: they must go before what they held is sent again", unreadable).
 				WithHint("switchback points repair %s --drop-unreadable", v.assignment().Name)
 		}
+		for _, x := range replica.MarkedPoints() {
+			if x.Sequence >= unreadable && x.Mark.Locked {
+				return nil, switchback.Errorf(switchback.CodeRefused, "point %d is locked, and is among those that would go", x.Sequence).
+					WithHint("switchback points unlock %s %d", v.assignment().Name, x.Sequence)
+			}
+		}
 		t.Report("dropping points that cannot be opened", nil)
 		if err := replica.DropAfter(unreadable - 1); err != nil {
 			return nil, err

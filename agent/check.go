@@ -16,13 +16,18 @@ const (
 	checkRate = 32 << 20
 	// checkSaveEvery is how often its progress is made durable.
 	checkSaveEvery = 10 * time.Second
+	// checkFirst is how long after a replica was made over disks of which nothing
+	// is known its first check begins.
+	checkFirst = time.Hour
 	// checkLookEvery is how often is looked whether one is due.
 	checkLookEvery = 20 * time.Second
 )
 
 // checkRecord is what is kept of a replica's checks, beside it.
 type checkRecord struct {
-	Last *agentapi.ReplicaCheck `json:"last,omitempty"`
+	// Since is when the replica was first looked at.
+	Since time.Time              `json:"since"`
+	Last  *agentapi.ReplicaCheck `json:"last,omitempty"`
 	// Running is how far the one in the background is; nil when none is under way.
 	Running   *journal.CheckState `json:"running,omitempty"`
 	StartedAt time.Time           `json:"started_at,omitzero"`
@@ -46,8 +51,8 @@ func (c *checks) load(r *journal.Replica) error {
 	err := r.LoadCheck(&c.rec)
 	switch switchback.CodeOf(err) {
 	case switchback.CodeNotFound, switchback.CodeCorrupt: // never checked; a check that is forgotten is made again
-		c.rec = checkRecord{}
-		return nil
+		c.rec = checkRecord{Since: time.Now()}
+		return r.SaveCheck(c.rec)
 	}
 	return err
 }
@@ -70,7 +75,7 @@ func (v *vm) checkStatus(r *journal.Replica, a Assignment) (*agentapi.CheckStatu
 	if v.checks.load(r) != nil {
 		return nil, nil
 	}
-	st := &agentapi.CheckStatus{Last: v.checks.rec.Last, Next: v.checks.rec.due(a.Policy, r.Manifest().Base.Time)}
+	st := &agentapi.CheckStatus{Last: v.checks.rec.Last, Next: v.checks.due(a.Policy, r.Manifest().BaseIsOriginal)}
 	if run := v.checks.rec.Running; run != nil && run.TotalBytes > 0 {
 		percent := 100 * float64(run.DoneBytes) / float64(run.TotalBytes)
 		st.Percent = &percent
@@ -87,16 +92,19 @@ func (v *vm) checkStatus(r *journal.Replica, a Assignment) (*agentapi.CheckStatu
 		Remedy: fmt.Sprintf("switchback points repair %s: the source sends these ranges again, newer points are whole then; choose a point that is not affected until then", a.Name)}}
 }
 
-// due is when the next check begins by itself; zero = never.
-func (rec checkRecord) due(p switchback.Policy, seeded time.Time) time.Time {
+// due is when the next check begins by itself; zero = never. Original disks, of
+// which nothing is known at first, are proven soon. The caller holds c.mu.
+func (c *checks) due(p switchback.Policy, original bool) time.Time {
 	every := p.VerifyInterval()
-	if every == 0 {
+	switch {
+	case every == 0:
 		return time.Time{}
+	case c.rec.Last != nil:
+		return c.rec.Last.At.Add(every)
+	case original:
+		return c.rec.Since.Add(min(every, checkFirst))
 	}
-	if rec.Last != nil {
-		return rec.Last.At.Add(every)
-	}
-	return seeded.Add(every)
+	return c.rec.Since.Add(every)
 }
 
 // checkReplicas runs the checks that are due, one at a time, until ctx ends.
@@ -126,7 +134,7 @@ func (v *vm) checkIfDue(ctx context.Context) {
 	v.checks.mu.Lock()
 	err := v.checks.load(r)
 	rec := v.checks.rec
-	due := rec.due(as.Policy, r.Manifest().Base.Time)
+	due := v.checks.due(as.Policy, r.Manifest().BaseIsOriginal)
 	begin := err == nil && (rec.Running != nil || !due.IsZero() && time.Now().After(due))
 	if begin {
 		v.checks.stop, v.checks.done = stop, done

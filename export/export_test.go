@@ -189,7 +189,7 @@ func TestScript(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"-m 512 -smp 3", `-name 'it'\''s web'`, "-machine 'pc-q35-7.2'", `file="$here"/'sda.qcow2'`, "ide-hd,drive=sda", "virtio-blk-pci,drive=vda",
-		"model=e1000e,mac=52:54:00:01:02:03", "if=pflash"} {
+		"model=e1000e,mac=52:54:00:01:02:03", "if=pflash", `-uuid "${VM_UUID:-1-2}"`} {
 		if !strings.Contains(s, want) {
 			t.Errorf("%q is not in\n%s", want, s)
 		}

@@ -88,11 +88,14 @@ func Script(definition string, disks []string) (string, error) {
 	var b strings.Builder
 	b.WriteString("#!/bin/sh\n# Starts the VM from the images in this directory, which it writes to.\n")
 	b.WriteString("# Further arguments go to QEMU, e.g. -snapshot to leave the images as they are.\n")
+	if d.UUID != "" {
+		b.WriteString("# VM_UUID=... gives this copy a UUID of its own.\n")
+	}
 	b.WriteString("here=$(cd \"$(dirname \"$0\")\" && pwd) || exit 1\n")
 	args := []string{"qemu-system-" + d.OS.Type.Arch, "-name " + quote(d.Name), "-machine " + quote(d.OS.Type.Machine), accel,
 		fmt.Sprintf("-m %d -smp %d", d.memoryMiB(), d.CPUs)}
 	if d.UUID != "" {
-		args = append(args, "-uuid "+quote(d.UUID))
+		args = append(args, "-uuid \"${VM_UUID:-"+d.UUID+"}\"")
 	}
 	if d.OS.Firmware == "efi" || d.OS.Loader != "" {
 		def(&d.OS.Loader, "/usr/share/OVMF/OVMF_CODE.fd")

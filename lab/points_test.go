@@ -203,8 +203,8 @@ func (f *fixture) exports(dir string, point switchback.Sequence) {
 
 	// Any QEMU starts from the directory.
 	console := path("console")
-	run := exec.CommandContext(f.t.Context(), path("dir/run.sh"), "-snapshot", "-display", "none", "-serial", "file:"+console, "-no-reboot",
-		"-uuid", "8e0ad9f5-6a2c-4b53-9d0e-3c7a51b2e64f") // or the witness takes it for the VM itself
+	run := exec.CommandContext(f.t.Context(), path("dir/run.sh"), "-snapshot", "-display", "none", "-serial", "file:"+console, "-no-reboot")
+	run.Env = append(os.Environ(), "VM_UUID=8e0ad9f5-6a2c-4b53-9d0e-3c7a51b2e64f") // or the witness takes it for the VM itself
 	var said strings.Builder
 	run.Stdout, run.Stderr = io.Discard, &said
 	f.must(run.Start())
