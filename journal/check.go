@@ -194,7 +194,8 @@ func (c *checker) documents() error {
 
 // openAll opens every segment that is there and tells which cannot be.
 func (c *checker) openAll(resumed bool) error {
-	sequences, err := listSegments(c.dir)
+	files := segmentFiles{c.dir}
+	sequences, err := files.list()
 	if err != nil {
 		return err
 	}
@@ -202,7 +203,7 @@ func (c *checker) openAll(resumed bool) error {
 		if seq <= c.manifest.Base.Sequence {
 			continue // folded; its file is about to be removed
 		}
-		s, err := openSegment(segmentPath(c.dir, seq), seq)
+		s, err := files.open(seq)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // removed meanwhile
 		}
@@ -340,4 +341,15 @@ func (d Damage) Points() string {
 		return fmt.Sprintf("point %d", d.From)
 	}
 	return fmt.Sprintf("points %d to %d", d.From, d.To)
+}
+
+// segmentFiles are the stored segments as those see them who only read.
+type segmentFiles struct{ dir string }
+
+// list returns their sequences, ascending.
+func (f segmentFiles) list() ([]switchback.Sequence, error) { return listSegments(f.dir) }
+
+// open opens one, without its index.
+func (f segmentFiles) open(seq switchback.Sequence) (*segment, error) {
+	return openSegment(segmentPath(f.dir, seq), seq)
 }

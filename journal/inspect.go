@@ -89,7 +89,8 @@ func Inspect(dir string) (Inspection, error) {
 	if base := in.Manifest.Base; base.Sequence > 0 && in.Manifest.Folding == 0 {
 		in.Points = append(in.Points, switchback.MarkedPoint{Point: base, Mark: marks[base.Sequence]})
 	}
-	sequences, err := listSegments(dir)
+	files := segmentFiles{dir}
+	sequences, err := files.list()
 	if err != nil {
 		return in, err
 	}
@@ -97,7 +98,7 @@ func Inspect(dir string) (Inspection, error) {
 		if seq <= in.Manifest.Base.Sequence || in.Manifest.Dropping != nil && seq > *in.Manifest.Dropping {
 			continue
 		}
-		s, err := openSegment(segmentPath(dir, seq), seq)
+		s, err := files.open(seq)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // folded or dropped meanwhile
 		}
@@ -204,7 +205,7 @@ func inspectPoint(dir string, seq switchback.Sequence) (PointDetail, error) {
 	if m.Seeding || seq < m.oldest() || seq <= m.Base.Sequence || m.Dropping != nil && seq > *m.Dropping {
 		return d, missing
 	}
-	s, err := openSegment(segmentPath(dir, seq), seq)
+	s, err := segmentFiles{dir}.open(seq)
 	if errors.Is(err, os.ErrNotExist) {
 		if now, e := readManifest(dir); e == nil && now.Base.Sequence < seq {
 			return d, missing

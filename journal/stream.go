@@ -191,7 +191,7 @@ func (s *segmentStream) frame(record []byte) (int, error) {
 		return 0, corrupt("disk %s: frame %d at byte %d of the segment does not match its checksum", disk, len(s.frames), at)
 	}
 	s.frames = append(s.frames, f)
-	if dense(raw) {
+	if s.keep == nil && dense(raw) {
 		s.denseBytes += int64(len(raw))
 	}
 	if s.keep != nil {
