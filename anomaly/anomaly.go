@@ -50,22 +50,42 @@ func Judge(history []Sample, s Sample) string {
 	}
 	var usual []float64
 	var largest int64
-	for _, h := range history[max(0, len(history)-window):] {
+	recent := history[max(0, len(history)-window):]
+	for _, h := range recent {
 		if !h.Resync && !h.Suspicious {
 			usual = append(usual, float64(h.DenseBytes))
 			largest = max(largest, h.DenseBytes)
 		}
 	}
-	if len(usual) < minHistory || s.DenseBytes < 2*largest {
+	if len(usual) < minHistory {
 		return ""
 	}
 	m, d := medianAndDeviation(usual)
-	if x := float64(s.DenseBytes); x < m+deviations*d || x < factor*m {
+	// A point after a pause carries what several would have carried.
+	x := float64(s.DenseBytes) / stretch(recent, s)
+	if x < 2*float64(largest) || x < m+deviations*d || x < factor*m {
 		return ""
 	}
 	const mib = 1 << 20
 	return fmt.Sprintf("%.0f MiB of %.0f MiB changed do not compress; usual are %.1f MiB a point (median of %d), at most %.1f MiB",
 		float64(s.DenseBytes)/mib, float64(s.DataBytes)/mib, m/mib, len(usual), float64(largest)/mib)
+}
+
+// stretch is how many usual intervals have passed since the point before s; at least 1.
+func stretch(history []Sample, s Sample) float64 {
+	var gaps []float64
+	for i := 1; i < len(history); i++ {
+		gaps = append(gaps, history[i].Time.Sub(history[i-1].Time).Seconds())
+	}
+	if len(gaps) == 0 {
+		return 1
+	}
+	slices.Sort(gaps)
+	usual, gap := middle(gaps), s.Time.Sub(history[len(history)-1].Time).Seconds()
+	if usual <= 0 {
+		return 1
+	}
+	return max(1, gap/usual)
 }
 
 // medianAndDeviation returns the median and the median absolute deviation from

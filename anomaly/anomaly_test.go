@@ -73,6 +73,23 @@ func TestHistories(t *testing.T) {
 			}
 			return l
 		}(), 0},
+		{"a media server whose replication was paused for an hour", func() []Sample {
+			l := day(1440)
+			for i := range l {
+				at(l, i, 100+int64(i%37), 95+int64(i%37))
+				if i >= 800 {
+					l[i].Time = l[i].Time.Add(time.Hour)
+				}
+			}
+			return at(l, 800, 6500, 6300)
+		}(), 0},
+		{"mass encryption after a pause", func() []Sample {
+			l := day(1440)
+			for i := 800; i < len(l); i++ {
+				l[i].Time = l[i].Time.Add(10 * time.Minute)
+			}
+			return at(l, 800, 3000, 2900)
+		}(), 1},
 	} {
 		for i := range c.list {
 			c.list[i].Sequence = switchback.Sequence(i + 1)
