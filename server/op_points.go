@@ -346,6 +346,9 @@ func (s *Server) mayDelete(ctx context.Context, p switchback.Protection, seq swi
 			return switchback.Errorf(switchback.CodeRefused, "point %d is locked", seq).WithHint("switchback points unlock %s %d", p.Name, seq)
 		case i == len(points)-1:
 			return switchback.Errorf(switchback.CodeRefused, "point %d is the newest: the source continues from it", seq).WithHint("take another point first: switchback vm take-point %s", p.Name)
+		case i > 0:
+			return switchback.Errorf(switchback.CodeUnsupported, "point %d has an older one, %d: only the oldest can be deleted", seq, points[0].Sequence).
+				WithHint("delete the older ones first, or let retention do it")
 		}
 	}
 	a, err := s.store.Agent(ctx, s.keeper(p))
