@@ -171,7 +171,11 @@ func paddedSum(p []byte) uint64 {
 
 // entries reads the entries of count blocks.
 func (s *baseSums) entries(first, count int64) ([]byte, error) {
-	b := make([]byte, 8*count)
+	return s.entriesTo(make([]byte, 8*count), first)
+}
+
+// entriesTo is entries into b, as many as fit.
+func (s *baseSums) entriesTo(b []byte, first int64) ([]byte, error) {
 	n, err := s.f.ReadAt(b, sumHead+8*first)
 	if err != nil && err != io.EOF {
 		return nil, fault(err, "read %s", s.f.Name())
@@ -232,7 +236,14 @@ func (s *baseSums) set(off, length, size int64, entry func(b []byte, at int64) [
 // sumBlock; a last block that is short ends the base. It returns the ranges that
 // do not match and how many bytes there is nothing to compare with.
 func (s *baseSums) compare(p []byte, off int64) (bad []extent.Range, unproven int64, err error) {
-	entries, err := s.entries(off/sumBlock, blocksOf(int64(len(p))))
+	var entries []byte
+	if count := blocksOf(int64(len(p))); 8*count <= sumBlock { // the reads of a view
+		buf := sumPool.Get().(*[sumBlock]byte)
+		defer sumPool.Put(buf)
+		entries, err = s.entriesTo(buf[:8*count], off/sumBlock)
+	} else {
+		entries, err = s.entries(off/sumBlock, count)
+	}
 	if err != nil {
 		return nil, 0, err
 	}
