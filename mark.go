@@ -1,6 +1,9 @@
 package switchback
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Mark is what people and checks have said about a recovery point. The point is
 // immutable, its mark is not.
@@ -26,4 +29,23 @@ type BootProof struct {
 type MarkedPoint struct {
 	Point
 	Mark Mark `json:"mark,omitzero"`
+}
+
+// ValidTag refuses a tag that could be taken for another way to name a point.
+// "" is valid: it removes a tag.
+func ValidTag(tag string) error {
+	if len(tag) > 64 {
+		return Errorf(CodeInvalid, "a tag has at most 64 bytes")
+	}
+	digits := tag != ""
+	for _, c := range tag {
+		digits = digits && c >= '0' && c <= '9'
+		if c < ' ' || c == 0x7f || c == '/' {
+			return Errorf(CodeInvalid, "tag %q: no control characters and no slash", tag)
+		}
+	}
+	if digits || strings.HasPrefix(tag, "latest") || tag == "oldest" || strings.TrimSpace(tag) != tag {
+		return Errorf(CodeInvalid, "tag %q would be taken for another way to name a point", tag).WithHint("choose another word")
+	}
+	return nil
 }

@@ -27,6 +27,17 @@ type Policy struct {
 	AppConsistentEvery time.Duration `json:"app_consistent_every,omitempty"`
 	// Commit says what becomes of a switch that nobody commits or cancels.
 	Commit CommitPolicy `json:"commit,omitzero"`
+	// VerifyEvery is how often all of the replica is read in the background and
+	// compared with its checksums; 0 is the default, a week, and negative never.
+	VerifyEvery time.Duration `json:"verify_every,omitempty"`
+}
+
+// VerifyInterval is VerifyEvery with its default; 0 means never.
+func (p Policy) VerifyInterval() time.Duration {
+	if p.VerifyEvery == 0 {
+		return 7 * 24 * time.Hour
+	}
+	return max(0, p.VerifyEvery)
 }
 
 // CommitAction is what a commit policy does when its time has passed.
@@ -96,6 +107,8 @@ func (p Policy) Validate() error {
 	switch {
 	case p.Interval < time.Second:
 		return Errorf(CodeInvalid, "interval %v is shorter than 1 s", p.Interval).WithHint("choose 1s or more")
+	case p.VerifyEvery > 0 && p.VerifyEvery < time.Minute:
+		return Errorf(CodeInvalid, "cannot verify every %v", p.VerifyEvery).WithHint("choose 1m or more; negative means never")
 	}
 	if p.OffloadAfter < 0 {
 		return Errorf(CodeInvalid, "points cannot be moved to the object store at the age of %v", p.OffloadAfter)

@@ -64,6 +64,8 @@ type Switch struct {
 	PreviousEpoch Epoch `json:"previous_epoch"`
 	// UndoEpoch is the old side's new epoch once the switch is being undone; 0 = it is not.
 	UndoEpoch Epoch `json:"undo_epoch,omitempty"`
+	// Proof compares both sides; nil until that is done.
+	Proof *Proof `json:"proof,omitempty"`
 	// WasRunning says that the guest ran when the switch began.
 	WasRunning bool      `json:"was_running"`
 	StartedAt  time.Time `json:"started_at"`

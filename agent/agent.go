@@ -134,6 +134,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { a.watchEvents(ctx) })
 	wg.Go(func() { a.expireDrills(ctx) })
+	wg.Go(func() { a.checkReplicas(ctx) })
 	if a.cfg.ServerAddress != "" {
 		wg.Go(func() { a.report(ctx) })
 		wg.Go(func() { a.renewals(ctx) })

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"maps"
 	"net/http"
 	"time"
 
@@ -11,7 +12,7 @@ import (
 
 // actions is the table of what the server can ask for.
 func (a *Agent) actions() map[string]action {
-	return map[string]action{
+	m := map[string]action{
 		agentapi.ActionDescribe:        handle(a.describe),
 		agentapi.ActionPrepareReplica:  handle(a.prepareReplica),
 		agentapi.ActionReplicate:       handle(a.replicate),
@@ -47,6 +48,8 @@ func (a *Agent) actions() map[string]action {
 		agentapi.ActionKeepPoints:      onVM(a, a.keepPoints, agentapi.RoleActive),
 		agentapi.ActionDropKept:        onVM(a, a.dropKept),
 	}
+	maps.Copy(m, a.pointActions())
+	return m
 }
 
 func (a *Agent) handler() http.Handler {
@@ -112,6 +115,16 @@ func (a *Agent) handler() http.Handler {
 		a.tasks.cancel(r.PathValue("key"))
 		w.WriteHeader(http.StatusNoContent)
 	})))
+	a.routePoints(func(pattern string, f func(r *http.Request) (any, error)) {
+		mux.Handle(pattern, server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			answer, err := f(r)
+			if err != nil {
+				transport.WriteError(w, err)
+				return
+			}
+			transport.WriteJSON(w, http.StatusOK, answer)
+		})))
+	})
 	a.routePeers(mux)
 	return mux
 }

@@ -114,6 +114,7 @@ func (v *vm) receive(r *http.Request) (switchback.Point, error) {
 			return p, err
 		}
 	}
+	v.judge(replica, p)
 	v.retainLater()
 	return p, nil
 }
@@ -220,7 +221,8 @@ func (v *vm) receiveSeed(r *http.Request) error {
 }
 
 func (v *vm) flushSeed(r *http.Request) error {
-	if _, err := v.seedSession(r); err != nil {
+	replica, err := v.seedSession(r)
+	if err != nil {
 		return err
 	}
 	bases, err := v.openBases()
@@ -232,7 +234,7 @@ func (v *vm) flushSeed(r *http.Request) error {
 			return switchback.Errorf(switchback.CodeOf(err), "flush base %s: %w", name, err)
 		}
 	}
-	return nil
+	return replica.SyncSums()
 }
 
 func (v *vm) finishSeed(r *http.Request) error {

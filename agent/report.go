@@ -88,6 +88,8 @@ func (v *vm) status() agentapi.VMStatus {
 		if len(points) > 0 {
 			r.Points, r.Oldest, r.Newest = len(points), &points[0], &points[len(points)-1]
 		}
+		check, damage := v.checkStatus(replica, a)
+		st.Check, st.Conditions = check, append(st.Conditions, append(damage, suspicions(replica, a.Name)...)...)
 		st.Replica = r
 	}
 	st.Snapshots, st.Kept = a.snapshots(points), a.Kept.status()

@@ -41,6 +41,7 @@ type vm struct {
 	stopFold context.CancelFunc
 	// seeding serialises opening the bases.
 	seeding sync.Mutex
+	checks  checks
 	cond    *switchback.Condition // what the agent itself met outside a cycle
 	// retained is what there is to report of the replica's retention.
 	retained []switchback.Condition
@@ -100,8 +101,10 @@ func (v *vm) openReplica() (*journal.Replica, error) {
 		return nil, err
 	}
 	if err := v.agent.applySealing(r, v.a.Policy); err != nil {
-		r.Close()
-		return nil, err
+		return nil, errors.Join(err, r.Close())
+	}
+	if err := dropExportPins(r); err != nil {
+		return nil, errors.Join(err, r.Close())
 	}
 	v.replica = r
 	return r, nil
@@ -109,6 +112,7 @@ func (v *vm) openReplica() (*journal.Replica, error) {
 
 func (v *vm) closeReplica() {
 	v.stopFolding()
+	v.stopCheck()
 	v.closeBases()
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -77,6 +77,8 @@ type VMStatus struct {
 	Replication *replicator.Status `json:"replication,omitempty"`
 	// Replica is set where a replica is kept.
 	Replica *ReplicaStatus `json:"replica,omitempty"`
+	// Check is how the checks of that replica stand.
+	Check *CheckStatus `json:"check,omitempty"`
 	// Snapshots are kept writes of abandoned runs.
 	Snapshots []Snapshot `json:"snapshots,omitempty"`
 	// Kept are points that a commit has kept, read-only.

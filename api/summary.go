@@ -4,6 +4,8 @@ import (
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/export"
 )
 
 // Summary is the result of an operation's record: what it measured and what it
@@ -14,6 +16,10 @@ type Summary struct {
 	Commit *Committed   `json:"commit,omitempty"`
 	Drill  *DrillReport `json:"drill,omitempty"`
 	Change *Changed     `json:"change,omitempty"`
+	// Proof is of a switch, Check of verify and repair, Export of export.
+	Proof  *switchback.Proof      `json:"proof,omitempty"`
+	Check  *agentapi.ReplicaCheck `json:"check,omitempty"`
+	Export *export.Result         `json:"export,omitempty"`
 	// Removed and Left are of unprotect.
 	Removed []string `json:"removed,omitempty"`
 	Left    []string `json:"left,omitempty"`

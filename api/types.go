@@ -102,6 +102,10 @@ type OperationRequest struct {
 	// ShutdownDeadline is how long the guest may take to power off; ForceOff pulls the plug then.
 	ShutdownDeadline time.Duration `json:"shutdown_deadline,omitempty"`
 	ForceOff         bool          `json:"force_off,omitempty"`
+	// NoProof leaves out comparing both sides after the switch.
+	NoProof bool `json:"no_proof,omitempty"`
+	// commit: though both sides were found to differ
+	AcceptMismatch bool `json:"accept_mismatch,omitempty"`
 	// failback: also commit, and also protect again
 	AndCommit    bool `json:"and_commit,omitempty"`
 	AndReprotect bool `json:"and_reprotect,omitempty"`

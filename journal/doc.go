@@ -11,7 +11,9 @@
 //   - Content is checked end to end: the checksum made where the source
 //     gathered the bytes is checked by the receiver and again at every read.
 //     A mismatch is an error with CodeCorrupt that names segment, disk and
-//     range; it is never wrong data.
+//     range; it is never wrong data. Bases are checked against checksums
+//     beside them, but for what is unproven: original disks until a fold has
+//     written or a check has read the place.
 //   - A crash at any write needs no repair. Intentions (fold, drop) are in the
 //     manifest before their first effect, and Open completes or forgets them. A
 //     merge needs none: its segment replaces the newest of those it has taken in
@@ -30,7 +32,10 @@
 //	segments/%016d.seg          one per point, named by its sequence
 //	segments/%016d-*.tmp        being received; removed at Open
 //	pins/NAME.json              one per pin
-//	marks.json                  what people say of points: an object by sequence
+//	marks.json                  what is said of points: tags, locks, proofs
+//	sums/DISK.sum               checksums of a base; see basesum.go
+//	check.json                  how far a check is, and what the last one found
+//	samples.log                 what points' content looks like; statistics
 //
 // manifest.json, marks.json and pins are {"version", "checksum", "content"}: the checksum
 // is xxh3-128 (hexadecimal) of the compact JSON of content. They are replaced

@@ -89,7 +89,7 @@ func (r *Replica) FoldPaced(ctx context.Context, upTo switchback.Sequence, open 
 		return err
 	}
 	for i, o := range disks {
-		if err := foldDisk(ctx, last.header.Disks[i], o, cache, open); err != nil {
+		if err := foldDisk(ctx, last.header.Disks[i], o, cache, r.summedBases(open)); err != nil {
 			return err
 		}
 	}

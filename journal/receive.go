@@ -79,6 +79,7 @@ func (r *Replica) Receive(ctx context.Context, epoch switchback.Epoch, stream io
 		return none, fault(err, "store segment %d", h.Sequence)
 	}
 	r.segments = append(r.segments, segmentInfo{point, h.Disks})
+	r.note(point, foot, s.denseBytes)
 	return point, nil
 }
 

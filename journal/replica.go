@@ -61,6 +61,8 @@ type Replica struct {
 	marks     map[switchback.Sequence]switchback.Mark
 	// marksDamage says why the marks cannot be read; nothing is dropped then.
 	marksDamage error
+	seeding     seedSums
+	samples     samples
 	temps       uint64 // names temporary files
 	closed      bool
 }
@@ -95,7 +97,7 @@ func (o Options) Create(dir string, spec Spec) (*Replica, error) {
 				return nil, switchback.Errorf(switchback.CodeConflict, "%s holds a replica already", dir).WithHint("open or remove it")
 			}
 			switch e.Name() { // what a crashed Create may have left
-			case "lock", segmentDir, pinDir, "manifest.json.tmp":
+			case "lock", segmentDir, pinDir, sumDir, "manifest.json.tmp":
 			default:
 				return nil, switchback.Errorf(switchback.CodeConflict, "%s is not empty: it holds %s", dir, e.Name())
 			}
@@ -113,7 +115,14 @@ func (o Options) Create(dir string, spec Spec) (*Replica, error) {
 	r := &Replica{dir: dir, opts: o, fs: o.fs, lock: lock, pins: map[string]Pin{}, storage: &storage{dir: dir, protection: spec.Protection}, marks: map[switchback.Sequence]switchback.Mark{}}
 	r.manifest = Manifest{Spec: spec, Seeding: !spec.BaseIsOriginal}
 	r.manifest.Base = switchback.Point{Protection: spec.Protection, Epoch: spec.Epoch}
-	err = writeDocument(r.fs, manifestPath(dir), r.manifest)
+	for _, d := range spec.Disks {
+		if err == nil && !spec.BaseIsOriginal { // empty images: zeros
+			err = createSums(dir, d.Name, d.SizeBytes, true)
+		}
+	}
+	if err == nil {
+		err = writeDocument(r.fs, manifestPath(dir), r.manifest)
+	}
 	if err == nil {
 		err = fault(r.fs.syncDir(filepath.Dir(dir)), "create replica")
 	}
@@ -313,6 +322,7 @@ func (r *Replica) Close() error {
 		return nil
 	}
 	r.closed = true
+	r.closeSums()
 	return r.lock.Close()
 }
 
@@ -566,7 +576,7 @@ func Remove(dir string) error {
 	} else if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
-	for _, name := range []string{segmentDir, pinDir, "marks.json", "storage.json", "manifest.json.tmp", "lock"} {
+	for _, name := range []string{segmentDir, pinDir, sumDir, "marks.json", "storage.json", samplesFile, checkFile, "manifest.json.tmp", "lock"} {
 		if err == nil {
 			err = os.RemoveAll(filepath.Join(dir, name))
 		}

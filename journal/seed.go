@@ -51,6 +51,9 @@ func (r *Replica) ApplySeed(ctx context.Context, stream io.Reader, writers map[s
 	if err != nil {
 		return err
 	}
+	if writers, err = r.summedSeed(writers); err != nil {
+		return err
+	}
 	streams := make([][]byte, len(s.header.Disks))
 	defer func() {
 		for _, b := range streams {
@@ -154,6 +157,10 @@ func (r *Replica) FinishSeed(point switchback.Point) error {
 	if err := r.checkEpoch(point.Epoch); err != nil {
 		return err
 	}
+	if err := r.SyncSums(); err != nil {
+		return err
+	}
+	r.closeSums()
 	return r.update(func(m *Manifest) {
 		m.Base, m.Seeding = point, false
 		m.Epoch = max(m.Epoch, point.Epoch)

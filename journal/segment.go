@@ -17,7 +17,8 @@ import (
 // Damage is one place where stored data is not what it must be. It is the
 // cause (errors.As) of errors with CodeCorrupt that come from stored segments.
 type Damage struct {
-	// Segment is the sequence of the damaged segment; File is its path.
+	// Segment is the sequence of the damaged segment, 0 for a base or another
+	// file; File is its path.
 	Segment switchback.Sequence `json:"segment"`
 	File    string              `json:"file"`
 	// Disk and Ranges say whose bytes are affected; Disk is empty when the
@@ -25,10 +26,17 @@ type Damage struct {
 	Disk   string         `json:"disk,omitempty"`
 	Ranges []extent.Range `json:"ranges,omitempty"`
 	Reason string         `json:"reason"`
+	// From and To are the first and last point that read it, as far as was
+	// found out (Check does); To may be NewestPoint.
+	From switchback.Sequence `json:"from,omitempty"`
+	To   switchback.Sequence `json:"to,omitempty"`
 }
 
 func (d Damage) Error() string {
 	where := fmt.Sprintf("segment %d (%s)", d.Segment, d.File)
+	if d.Segment == 0 {
+		where = d.File
+	}
 	if d.Disk != "" {
 		where += ", disk " + d.Disk
 		for i, r := range d.Ranges {

@@ -25,6 +25,8 @@ type segmentStream struct {
 	// keep, if set, is given the content of each frame that passed; raw is only
 	// valid during the call.
 	keep func(disk int, raw []byte) error
+	// denseBytes counts raw bytes in frames that look random.
+	denseBytes int64
 }
 
 // openStream reads the header.
@@ -189,6 +191,9 @@ func (s *segmentStream) frame(record []byte) (int, error) {
 		return 0, corrupt("disk %s: frame %d at byte %d of the segment does not match its checksum", disk, len(s.frames), at)
 	}
 	s.frames = append(s.frames, f)
+	if s.keep == nil && dense(raw) {
+		s.denseBytes += int64(len(raw))
+	}
 	if s.keep != nil {
 		if err := s.keep(int(f.disk), raw); err != nil {
 			return 0, err

@@ -47,39 +47,43 @@ func (o ViewOptions) Open(dir string, seq switchback.Sequence) (*View, error) {
 	if o.CacheBytes == 0 {
 		o.CacheBytes = 64 << 20
 	}
-	for attempt := 0; ; attempt++ {
-		m, segments, err := openPoint(dir, seq)
-		if errors.Is(err, errMoved) && attempt < 100 {
-			continue
-		}
-		if err != nil {
-			return nil, fault(err, "open point %d of replica %s", seq, dir)
-		}
-		v := &View{point: m.Base, segments: segments, cache: newFrameCache(o.CacheBytes)}
-		disks := m.geometry()
-		if n := len(segments); n > 0 {
-			v.point, disks = segments[n-1].point, segments[n-1].header.Disks
-		}
-		for _, g := range disks {
-			b := m.disk(g.Name)
-			d := &DiskView{cache: v.cache, overlay: newOverlay(g.Name, g.SizeBytes, segments, b != nil && !b.Absent)}
-			v.disks = append(v.disks, d)
-			if d.onBase {
-				if d.base, err = openBase(*b); err != nil {
-					v.Close()
-					return nil, err
-				}
+	m, segments, err := openPoint(dir, seq)
+	if err != nil {
+		return nil, fault(err, "open point %d of replica %s", seq, dir)
+	}
+	v := &View{point: m.Base, segments: segments, cache: newFrameCache(o.CacheBytes)}
+	disks := m.geometry()
+	if n := len(segments); n > 0 {
+		v.point, disks = segments[n-1].point, segments[n-1].header.Disks
+	}
+	for _, g := range disks {
+		b := m.disk(g.Name)
+		d := &DiskView{cache: v.cache, overlay: newOverlay(g.Name, g.SizeBytes, segments, b != nil && !b.Absent)}
+		v.disks = append(v.disks, d)
+		if d.onBase {
+			if d.base, err = openProven(dir, *b); err != nil {
+				v.Close()
+				return nil, err
 			}
 		}
-		for _, s := range segments {
-			s.forgetExtents()
-		}
-		return v, nil
 	}
+	for _, s := range segments {
+		s.forgetExtents()
+	}
+	return v, nil
 }
 
 // openPoint reads the manifest and opens the segments that make point seq.
 func openPoint(dir string, seq switchback.Sequence) (Manifest, []*segment, error) {
+	for attempt := 0; ; attempt++ {
+		m, segments, err := tryPoint(dir, seq)
+		if !errors.Is(err, errMoved) || attempt == 100 {
+			return m, segments, err
+		}
+	}
+}
+
+func tryPoint(dir string, seq switchback.Sequence) (Manifest, []*segment, error) {
 	m, err := readManifest(dir)
 	if err != nil {
 		return m, nil, err

@@ -218,6 +218,10 @@ func (e *Engine) point(ctx context.Context, report CycleReport, state TargetStat
 	if state.Head.Sequence == 0 {
 		must = e.cfg.MustSend
 	}
+	must, resend, err := e.resendToo(must)
+	if err != nil {
+		return report, err
+	}
 	var f *frozen
 	if off {
 		p.Kind, p.Checkpoint = switchback.ShutdownConsistent, d.From
@@ -282,6 +286,9 @@ func (e *Engine) point(ctx context.Context, report CycleReport, state TargetStat
 	if f.app {
 		e.appTaken = f.time
 		e.history.mark("application-consistent-points-missing", nil)
+	}
+	if err := e.resent(resend); err != nil {
+		return report, err
 	}
 	report.Transfer = e.now().Sub(begin)
 	if state.Head.Sequence > 0 && !state.Head.Time.IsZero() {

@@ -72,7 +72,8 @@ type Engine struct {
 	closed  chan struct{}
 	thawing sync.WaitGroup
 	// stuck: a thaw is not confirmed, and tried on.
-	stuck atomic.Bool
+	stuck    atomic.Bool
+	resendMu sync.Mutex // guards the file of Resend
 }
 
 // New makes an engine; it opens the block index and starts nothing.

@@ -42,6 +42,8 @@ type fleet struct {
 	checks  []switchback.CheckResult // how checks of guests end
 	proofs  []agentapi.DrillMarkParams
 	marks   map[switchback.Sequence]switchback.Mark
+	// roots of the hash trees that the sites find; "same" where none is named.
+	roots map[switchback.SiteID]string
 	// hook is called before an action has its effect; an error is its answer.
 	hook func(site switchback.SiteID, action string) error
 }
@@ -279,7 +281,8 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 			dry = " off"
 		}
 	}
-	if t.Action != agentapi.ActionDescribe {
+	hashing := t.Action == agentapi.ActionHashRest || t.Action == agentapi.ActionHashPoint // both sides at once
+	if t.Action != agentapi.ActionDescribe && !hashing {
 		f.note(a.site, t, dry)
 	}
 	if err := f.hook(a.site, t.Action); err != nil {
@@ -287,6 +290,9 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if t.Action == agentapi.ActionCheckReplica {
+		return agentapi.ReplicaCheck{Points: len(f.points)}, nil
+	}
 	if t.Epoch < a.epoch && t.Action != agentapi.ActionDrillClean {
 		return nil, switchback.Errorf(switchback.CodeStaleEpoch, "epoch %d is over, %s knows %d", t.Epoch, a.site, a.epoch)
 	}
@@ -294,6 +300,13 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 		p := switchback.Point{Protection: t.Protection, Sequence: switchback.Sequence(len(f.points) + 1), Epoch: t.Epoch, Time: time.Now(), ChangedBytes: 1 << 20}
 		f.points = append(f.points, p)
 		return p
+	}
+	if hashing {
+		root := f.roots[a.site]
+		if root == "" {
+			root = "same"
+		}
+		return agentapi.HashResult{Disks: []agentapi.DiskHash{{Name: "vda", SizeBytes: 4 << 30, Root: root, Leaves: []string{"", root, ""}}}}, nil
 	}
 	switch t.Action {
 	case agentapi.ActionDescribe:

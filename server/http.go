@@ -85,6 +85,7 @@ func (s *Server) handler() http.Handler {
 		return s.request(r.Context(), id.ID, r.PathValue("vm"), recovery.Kind(r.PathValue("kind")), req)
 	})
 
+	s.routePoints(admin)
 	admin("GET /v1/operations", func(r *http.Request) (any, error) {
 		q := r.URL.Query()
 		limit, _ := strconv.Atoi(q.Get("limit"))

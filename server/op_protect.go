@@ -118,19 +118,26 @@ func (s *Server) awaitFirstPoint(ctx context.Context, r *operation.Run, p switch
 
 // endProtect forgets a VM whose protection did not come about.
 func (s *Server) endProtect(ctx context.Context, r *operation.Run, final operation.State) error {
-	p, err := s.of(ctx, r)
-	if switchback.CodeOf(err) == switchback.CodeNotFound {
-		return nil
+	rec := r.Record()
+	nothingMade := rec.Step("replica").StartedAt.IsZero()
+	if final != operation.StateUndone && final != operation.StateCancelled && (final != operation.StateFailed || !nothingMade) {
+		return s.end(ctx, r, final)
 	}
-	if err != nil {
+	for {
+		p, err := s.of(ctx, r)
+		if err == nil {
+			err = s.store.DeleteProtection(ctx, p.ID, p.Version)
+		}
+		switch switchback.CodeOf(err) {
+		case switchback.CodeNotFound:
+			return nil
+		case switchback.CodeConflict: // the request that began this was just linking it
+			if ctx.Err() == nil {
+				continue
+			}
+		}
 		return err
 	}
-	replica := r.Record()
-	nothingMade := replica.Step("replica").StartedAt.IsZero()
-	if final == operation.StateUndone || final == operation.StateCancelled || (final == operation.StateFailed && nothingMade) {
-		return s.store.DeleteProtection(ctx, p.ID, p.Version)
-	}
-	return s.end(ctx, r, final)
 }
 
 func (s *Server) takePointSteps() []operation.Step {

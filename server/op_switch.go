@@ -24,6 +24,7 @@ type switchParams struct {
 	AcceptLoss       bool          `json:"accept_loss"`
 	ShutdownDeadline time.Duration `json:"shutdown_deadline"`
 	ForceOff         bool          `json:"force_off"`
+	NoProof          bool          `json:"no_proof,omitempty"`
 	// failback only
 	FromCommitted bool `json:"from_committed"`
 	AndCommit     bool `json:"and_commit"`
@@ -46,6 +47,7 @@ func (s *Server) switchSteps() []operation.Step {
 		{Name: "activate", Title: "hand the new epoch to the new side", RetryFor: shortRetry, Do: s.switchActivate},
 		{Name: "start", Title: "start the guest from the point's view", RetryFor: shortRetry, Do: s.switchStart},
 		{Name: "check", Title: "check that it runs", RetryFor: shortRetry, Cancellable: true, Do: s.switchCheck},
+		s.proofStep(),
 	}
 }
 

@@ -22,7 +22,7 @@ const (
 
 // definitions are all operations the server knows.
 func (s *Server) definitions() []operation.Definition {
-	return []operation.Definition{
+	return append(s.pointDefinitions(), []operation.Definition{
 		{Kind: "protect", Steps: operation.Fixed(s.protectSteps()...), OnEnd: s.endProtect},
 		{Kind: "take-point", Steps: operation.Fixed(s.takePointSteps()...), OnEnd: s.end},
 		{Kind: "failover", Steps: operation.Fixed(s.switchSteps()...), OnEnd: s.end},
@@ -38,7 +38,7 @@ func (s *Server) definitions() []operation.Definition {
 		{Kind: "edit", Steps: operation.Fixed(s.editSteps()...), OnEnd: s.end},
 		{Kind: "test-failover", Steps: operation.Fixed(s.drillSteps()...), OnEnd: s.endDrill},
 		{Kind: "clean-drill", Steps: operation.Fixed(s.cleanDrillSteps()...), OnEnd: s.endCleanDrill},
-	}
+	}...)
 }
 
 // protection of the run.
@@ -75,11 +75,17 @@ func (s *Server) setPhase(ctx context.Context, id switchback.ProtectionID, phase
 
 // do has an agent carry out an action as part of a step and shows its progress.
 func (s *Server) do(ctx context.Context, r *operation.Run, agent switchback.AgentID, epoch switchback.Epoch, action string, params, out any) error {
+	return s.doFor(ctx, r, r.Protection(), "", agent, epoch, action, params, out)
+}
+
+// doFor is do for an operation that belongs to no protection; key tells apart
+// what one step asks several times.
+func (s *Server) doFor(ctx context.Context, r *operation.Run, id switchback.ProtectionID, key string, agent switchback.AgentID, epoch switchback.Epoch, action string, params, out any) error {
 	a, err := s.store.Agent(ctx, agent)
 	if err != nil {
 		return err
 	}
-	t := agentapi.Task{Key: r.Key() + "/" + action, Action: action, Protection: r.Protection(), Epoch: epoch}
+	t := agentapi.Task{Key: r.Key() + "/" + action + key, Action: action, Protection: id, Epoch: epoch}
 	err = s.agentClient(a.Address).Run(ctx, t, params, out, func(st agentapi.TaskState) {
 		p := operation.Progress{Message: st.Message}
 		if st.Progress != nil {

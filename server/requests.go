@@ -70,7 +70,7 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 		rec, err := s.runner.Get(ctx, p.Operation)
 		return api.OperationAnswer{Operation: &rec}, err
 	case recovery.Failover, recovery.Failback:
-		sp := switchParams{Point: req.Point, AcceptLoss: req.AcceptLoss, ShutdownDeadline: req.ShutdownDeadline, ForceOff: req.ForceOff,
+		sp := switchParams{Point: req.Point, AcceptLoss: req.AcceptLoss, ShutdownDeadline: req.ShutdownDeadline, ForceOff: req.ForceOff, NoProof: req.NoProof,
 			FromCommitted: kind == recovery.Failback && p.Phase == switchback.PhaseCommitted,
 			AndCommit:     req.AndCommit, AndReprotect: req.AndReprotect, Snapshots: req.Snapshots, Points: req.Points}
 		if sp.ShutdownDeadline == 0 {
@@ -129,6 +129,9 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 		}
 		params = dropSnapshotParams{Snapshot: req.Snapshot, Agent: agent}
 	case recovery.Commit:
+		if err := proofAllows(p, req.AcceptMismatch); err != nil {
+			return api.OperationAnswer{}, err
+		}
 		choice := req.Snapshots
 		if choice == "" && req.DryRun {
 			choice = "keep" // a dry run shows what that would cost

@@ -172,6 +172,7 @@ func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (a
 		return v, err
 	}
 	countdown(&v, time.Now())
+	v.Conditions = append(v.Conditions, proofConditions(p)...)
 	for _, c := range v.Conditions {
 		if c.Severity == switchback.SeverityCritical {
 			v.Health = "critical"
@@ -206,13 +207,7 @@ func (s *Server) find(ctx context.Context, name string) (switchback.Protection, 
 
 // points asks the agent that keeps the replica.
 func (s *Server) points(ctx context.Context, p switchback.Protection) ([]switchback.MarkedPoint, error) {
-	keeper := p.TargetAgent
-	if p.Switch != nil {
-		keeper = p.Switch.ToAgent
-	} else if p.KeptPoints && p.Phase == switchback.PhaseCommitted {
-		keeper = p.SourceAgent
-	}
-	a, err := s.store.Agent(ctx, keeper)
+	a, err := s.store.Agent(ctx, s.keeper(p))
 	if err != nil {
 		return nil, err
 	}

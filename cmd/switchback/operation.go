@@ -202,6 +202,7 @@ func printSummary(w io.Writer, rec operation.Record) {
 			line("why", "%s", x.Reason)
 		}
 	}
+	printPointsSummary(line, s)
 	for _, x := range s.Removed {
 		line("removed", "%s", x)
 	}

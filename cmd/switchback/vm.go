@@ -17,7 +17,7 @@ import (
 
 func (c *cli) vmCommand() *cobra.Command {
 	cmd := group(&cobra.Command{Use: "vm", Short: "Protect VMs, move them, bring them back"})
-	cmd.AddCommand(c.vmList(), c.vmShow(), c.vmPoints())
+	cmd.AddCommand(c.vmList(), c.vmShow(), c.pointsList("points VM"))
 
 	var protectFrom, protectTo string
 	var networks map[string]string
@@ -32,6 +32,7 @@ func (c *cli) vmCommand() *cobra.Command {
 		cmd.Flags().DurationVar(&policy.OffloadAfter, "offload-after", policy.OffloadAfter, "age at which points move to the object store of the target's agent; 0 = never")
 		cmd.Flags().DurationVar(&policy.AppConsistentEvery, "app-consistent-every", policy.AppConsistentEvery, "how often a point freezes the guest's file systems through its agent; 0 = never")
 		commitPolicyFlags(cmd, &policy.Commit)
+		cmd.Flags().DurationVar(&policy.VerifyEvery, "verify-every", policy.VerifyInterval(), "how often all of the replica is read and compared with its checksums; negative = never")
 	}
 	protect := c.vmOperation(recovery.Protect, "protect VM", "Replicate a VM to another site", func(req *api.OperationRequest, _ *cobra.Command) {
 		req.From, req.To, req.Networks, req.Policy = switchback.SiteID(protectFrom), switchback.SiteID(protectTo), networks, &policy
@@ -72,6 +73,9 @@ func (c *cli) vmCommand() *cobra.Command {
 			policy.AppConsistentEvery = v.Policy.AppConsistentEvery
 		}
 		commitPolicyUnchanged(cmd, &policy.Commit, v.Policy.Commit)
+		if !cmd.Flags().Changed("verify-every") {
+			policy.VerifyEvery = v.Policy.VerifyEvery
+		}
 		return editPlain(cmd, args)
 	}
 
@@ -80,6 +84,7 @@ func (c *cli) vmCommand() *cobra.Command {
 		cmd.Flags().BoolVar(&req.AcceptLoss, "accept-loss", false, "agree to lose what was written after an older point")
 		cmd.Flags().DurationVar(&req.ShutdownDeadline, "shutdown-deadline", 90*time.Second, "how long the guest may take to power off")
 		cmd.Flags().BoolVar(&req.ForceOff, "force-off", false, "pull the plug when the deadline has passed")
+		cmd.Flags().BoolVar(&req.NoProof, "no-proof", false, "do not compare both sides once the guest runs")
 	}
 	var move api.OperationRequest
 	setMove := func(req *api.OperationRequest, _ *cobra.Command) {
@@ -107,7 +112,11 @@ func (c *cli) vmCommand() *cobra.Command {
 	takePoint := c.vmOperation(recovery.TakePoint, "take-point VM", "Take a recovery point now", func(req *api.OperationRequest, _ *cobra.Command) { req.ApplicationConsistent = appConsistent })
 	takePoint.Flags().BoolVar(&appConsistent, "app-consistent", false, "freeze the guest's file systems through its agent, or take none")
 	var snapshots, keepPoints string
-	commit := c.vmOperation(recovery.Commit, "commit VM", "Make a switch final: plain local disks", func(req *api.OperationRequest, _ *cobra.Command) { req.Snapshots, req.Points = snapshots, keepPoints })
+	var mismatch bool
+	commit := c.vmOperation(recovery.Commit, "commit VM", "Make a switch final: plain local disks", func(req *api.OperationRequest, _ *cobra.Command) {
+		req.Snapshots, req.Points, req.AcceptMismatch = snapshots, keepPoints, mismatch
+	})
+	commit.Flags().BoolVar(&mismatch, "accept-mismatch", false, "commit though both sides were found to differ")
 	commit.Flags().StringVar(&snapshots, "snapshots", "", "drop the kept snapshots, or keep them, made self-contained")
 	commit.Flags().StringVar(&keepPoints, "points", "delete", "delete them, or keep those up to the chosen one, read-only, until the new direction has its own")
 	cmd.AddCommand(c.changeCommands()...)
@@ -298,6 +307,9 @@ func printVM(w io.Writer, v api.VM) {
 		if t.Replica != nil {
 			line("replica", "%d points%s, journal %s, %s free there", t.Replica.Points, oldestText(t.Replica.Oldest), bytesText(t.Replica.JournalBytes), bytesText(t.Replica.FreeBytes))
 		}
+		if t.Check != nil {
+			line("verified", "%s", checkText(*t.Check))
+		}
 	}
 	printSwitch(line, v)
 	for site, disks := range v.Seeds {
@@ -323,25 +335,4 @@ func printVM(w io.Writer, v api.VM) {
 			fmt.Fprintln(w)
 		}
 	}
-}
-
-func (c *cli) vmPoints() *cobra.Command {
-	return &cobra.Command{Use: "points VM", Short: "List the recovery points of a VM", Args: one("VM"), RunE: func(cmd *cobra.Command, args []string) error {
-		cl, err := c.client()
-		if err != nil {
-			return err
-		}
-		points, err := cl.Points(cmd.Context(), args[0])
-		if err != nil {
-			return err
-		}
-		return c.show(points, func(w io.Writer) {
-			table(w, "POINT\tTIME\tKIND\tEPOCH\tCHANGED\tSTORED\tNOTE", func(row func(string, ...any)) {
-				for _, p := range points {
-					row("%d\t%s\t%s\t%d\t%s\t%s\t%s", p.Sequence, p.Time.Local().Format("2006-01-02 15:04:05.000"), p.Kind, p.Epoch,
-						bytesText(p.ChangedBytes), bytesText(p.StoredBytes), p.ResyncReason)
-				}
-			})
-		})
-	}}
 }

@@ -38,12 +38,12 @@ const (
 // layers gives each folder its layer; subfolders belong to their parent unless named.
 var layers = map[string]layer{
 	"": domain, "extent": domain,
-	"retention": pure, "recovery": pure, "replication": pure,
+	"retention": pure, "recovery": pure, "replication": pure, "anomaly": pure,
 	"hypervisor": contract,
 	"seal":       mechanism, "objectstore": mechanism,
 	"nbd": mechanism, "qemu": mechanism, "qcow2": mechanism, "journal": mechanism,
 	"hypervisor/libvirt": mechanism, "hypervisor/simulated": mechanism, "store": mechanism, "transport": mechanism, "check": mechanism,
-	"operation": engine, "replicator": engine,
+	"operation": engine, "replicator": engine, "export": engine,
 	"api": service, "agent": service, "agentapi": service, "server": service,
 	"lab": tool, "bench": tool,
 	"cmd": command,
@@ -58,7 +58,7 @@ var allowed = map[[2]string]string{
 }
 
 // pureFolders may not touch the outside world.
-var pureFolders = []string{"", "extent", "retention", "recovery", "replication"}
+var pureFolders = []string{"", "extent", "retention", "recovery", "replication", "anomaly"}
 
 // impureImports are packages that pure folders do not import, with everything below them.
 var impureImports = []string{"os", "net", "sync", "log", "syscall", "math/rand", "crypto/rand"}

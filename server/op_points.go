@@ -1,0 +1,366 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/export"
+	"github.com/switchback-dr/switchback/journal"
+	"github.com/switchback-dr/switchback/operation"
+	"github.com/switchback-dr/switchback/transport"
+)
+
+// pointsParams are the parameters of operations on points.
+type pointsParams struct {
+	Protection switchback.ProtectionID `json:"protection"`
+	Sequence   switchback.Sequence     `json:"sequence,omitempty"`
+	api.PointsRequest
+}
+
+// pointDefinitions are the operations on points. Verify and export only read:
+// they belong to no protection, so that no switch has to wait for them.
+func (s *Server) pointDefinitions() []operation.Definition {
+	one := func(name, title string, do func(ctx context.Context, r *operation.Run, p switchback.Protection, q pointsParams) error) operation.Step {
+		return operation.Step{Name: name, Title: title, RetryFor: shortRetry, Cancellable: true, Do: func(ctx context.Context, r *operation.Run) error {
+			var q pointsParams
+			if err := r.Params(&q); err != nil {
+				return err
+			}
+			p, err := s.store.Protection(ctx, q.Protection)
+			if err != nil {
+				return err
+			}
+			return do(ctx, r, p, q)
+		}}
+	}
+	return []operation.Definition{
+		{Kind: "verify", Steps: operation.Fixed(one("check", "read everything and compare checksums", s.verifyPoints))},
+		{Kind: "export", Steps: operation.Fixed(one("copy", "copy the point out", s.exportPoint))},
+		{Kind: "delete-point", OnEnd: s.end, Steps: operation.Fixed(one("delete", "delete the point", func(ctx context.Context, r *operation.Run, p switchback.Protection, q pointsParams) error {
+			return s.doFor(ctx, r, p.ID, "", s.keeper(p), p.Epoch, agentapi.ActionDeletePoint, agentapi.DeletePointParams{Sequence: q.Sequence}, nil)
+		}))},
+		{Kind: "repair", OnEnd: s.end, Steps: operation.Fixed(
+			one("find", "find what is damaged", s.repairFind),
+			one("send", "have the source send it again", s.repairSend),
+			one("check", "read everything and compare checksums", func(ctx context.Context, r *operation.Run, p switchback.Protection, q pointsParams) error {
+				err := s.verifyPoints(ctx, r, p, q)
+				if switchback.CodeOf(err) == switchback.CodeCorrupt {
+					return s.repaired(ctx, r, p, err)
+				}
+				return err
+			}))},
+	}
+}
+
+// keeper is the agent that keeps the replica.
+func (s *Server) keeper(p switchback.Protection) switchback.AgentID {
+	switch {
+	case p.Switch != nil:
+		return p.Switch.ToAgent
+	case p.KeptPoints && p.Phase == switchback.PhaseCommitted:
+		return p.SourceAgent
+	}
+	return p.TargetAgent
+}
+
+func (s *Server) verifyPoints(ctx context.Context, r *operation.Run, p switchback.Protection, q pointsParams) error {
+	var out agentapi.ReplicaCheck
+	err := s.doFor(ctx, r, p.ID, "", s.keeper(p), p.Epoch, agentapi.ActionCheckReplica,
+		agentapi.CheckReplicaParams{Sequence: q.Sequence, BytesPerSecond: q.BytesPerSecond}, &out)
+	if err != nil {
+		return err
+	}
+	if err := summarise(r, func(sum *api.Summary) { sum.Check = &out }); err != nil {
+		return err
+	}
+	if err := r.SetResult(out); err != nil {
+		return err
+	}
+	r.Log(slog.LevelInfo, "checked", "points", out.Points, "bytes", out.Bytes, "unproven_bytes", out.UnprovenBytes, "damage", len(out.Damage))
+	if len(out.Damage) > 0 {
+		text := make([]string, len(out.Damage))
+		for i, d := range out.Damage {
+			text[i] = d.Error() + ": affects " + d.Points()
+		}
+		return switchback.Errorf(switchback.CodeCorrupt, "%s", strings.Join(text, "; ")).WithHint("switchback points repair %s", p.Name)
+	}
+	return nil
+}
+
+func (s *Server) exportPoint(ctx context.Context, r *operation.Run, p switchback.Protection, q pointsParams) error {
+	params := agentapi.ExportParams{Sequence: q.Sequence, Format: q.Format, To: q.To}
+	if q.Format == string(export.Dir) {
+		var d agentapi.DescribeResult
+		err := s.agentDescribe(ctx, p.SourceAgent, p, &d)
+		if err != nil || d.Definition == "" {
+			r.Log(slog.LevelWarn, "the VM's definition is not exported", "error", err)
+		}
+		params.Definition = d.Definition
+	}
+	var out export.Result
+	if err := s.doFor(ctx, r, p.ID, "", s.keeper(p), p.Epoch, agentapi.ActionExportPoint, params, &out); err != nil {
+		return err
+	}
+	if err := summarise(r, func(sum *api.Summary) { sum.Export = &out }); err != nil {
+		return err
+	}
+	return r.SetResult(out)
+}
+
+func (s *Server) repairFind(ctx context.Context, r *operation.Run, p switchback.Protection, q pointsParams) error {
+	var out agentapi.FindDamageResult
+	err := s.doFor(ctx, r, p.ID, "", p.TargetAgent, p.Epoch, agentapi.ActionFindDamage, agentapi.FindDamageParams{DropUnreadable: q.DropUnreadable}, &out)
+	if err != nil {
+		return err
+	}
+	if len(out.Hopeless) > 0 {
+		return switchback.Errorf(switchback.CodeCorrupt, "this cannot be mended by sending it again: %s", strings.Join(out.Hopeless, "; ")).
+			WithHint("protect the VM anew; until then choose points that are not affected")
+	}
+	for _, x := range append(out.Restored, out.Dropped...) {
+		r.Log(slog.LevelInfo, "mended at the target", "what", x)
+	}
+	return r.SetResult(out)
+}
+
+func (s *Server) repairSend(ctx context.Context, r *operation.Run, p switchback.Protection, _ pointsParams) error {
+	var found agentapi.FindDamageResult
+	if err := r.StepResult("find", &found); err != nil {
+		return err
+	}
+	var bytes int64
+	for _, set := range found.Ranges {
+		bytes += set.Bytes()
+	}
+	if bytes == 0 && len(found.Dropped) == 0 {
+		return operation.Skip("the newest point reads nothing that is damaged")
+	}
+	if err := s.doFor(ctx, r, p.ID, "", p.SourceAgent, p.Epoch, agentapi.ActionResend, agentapi.ResendParams{Ranges: found.Ranges}, nil); err != nil {
+		return err
+	}
+	var out agentapi.PointResult
+	if err := s.doFor(ctx, r, p.ID, "", p.SourceAgent, p.Epoch, agentapi.ActionTakePoint, nil, &out); err != nil {
+		return err
+	}
+	r.Log(slog.LevelInfo, "sent again", "bytes", bytes, "point", out.Report.Point.Sequence)
+	return r.SetResult(out)
+}
+
+// repaired accepts damage that only older points have.
+func (s *Server) repaired(ctx context.Context, r *operation.Run, p switchback.Protection, damage error) error {
+	var check agentapi.ReplicaCheck
+	if err := r.StepResult("check", &check); err != nil {
+		return err
+	}
+	points, err := s.points(ctx, p)
+	if err != nil || len(points) == 0 {
+		return damage
+	}
+	newest := points[len(points)-1].Sequence
+	for _, d := range check.Damage {
+		if d.Affects(newest) {
+			return damage
+		}
+	}
+	r.Log(slog.LevelWarn, "the newest point is whole; older ones stay damaged", "newest", newest, "damage", damage.Error())
+	return nil
+}
+
+// pointNamed finds a point by number, tag, "latest" or "oldest".
+func pointNamed(points []switchback.MarkedPoint, name string) (switchback.MarkedPoint, error) {
+	if len(points) == 0 {
+		return switchback.MarkedPoint{}, switchback.Errorf(switchback.CodeNotFound, "there is no point yet").WithHint("wait for the first one")
+	}
+	switch name {
+	case "latest":
+		return points[len(points)-1], nil
+	case "oldest":
+		return points[0], nil
+	}
+	n, err := strconv.ParseUint(name, 10, 64)
+	for _, p := range points {
+		if err == nil && p.Sequence == switchback.Sequence(n) || err != nil && name != "" && p.Mark.Tag == name {
+			return p, nil
+		}
+	}
+	return switchback.MarkedPoint{}, switchback.Errorf(switchback.CodeNotFound, "there is no point %s", name).WithHint("'switchback points list' shows them; a point is named by number, tag, latest or oldest")
+}
+
+// routePoints are the requests about points.
+func (s *Server) routePoints(admin func(pattern string, f func(r *http.Request) (any, error))) {
+	find := func(r *http.Request) (switchback.Protection, switchback.MarkedPoint, error) {
+		p, err := s.find(r.Context(), r.PathValue("vm"))
+		if err != nil {
+			return p, switchback.MarkedPoint{}, err
+		}
+		points, err := s.points(r.Context(), p)
+		if err != nil {
+			return p, switchback.MarkedPoint{}, err
+		}
+		x, err := pointNamed(points, r.PathValue("point"))
+		return p, x, err
+	}
+	admin("GET /v1/vms/{vm}/points/{point}", func(r *http.Request) (any, error) {
+		p, x, err := find(r)
+		if err != nil {
+			return nil, err
+		}
+		a, err := s.store.Agent(r.Context(), s.keeper(p))
+		if err != nil {
+			return nil, err
+		}
+		return s.agentClient(a.Address).Point(r.Context(), p.ID, x.Sequence)
+	})
+	admin("POST /v1/vms/{vm}/points/{point}/mark", func(r *http.Request) (any, error) {
+		var req api.MarkRequest
+		if err := transport.ReadJSON(r, &req); err != nil {
+			return nil, err
+		}
+		if req.Tag != nil {
+			if err := switchback.ValidTag(*req.Tag); err != nil {
+				return nil, err
+			}
+		}
+		p, x, err := find(r)
+		if err != nil {
+			return nil, err
+		}
+		return s.mark(r.Context(), p, agentapi.MarkParams{Sequence: x.Sequence, Tag: req.Tag, Locked: req.Locked, Dismiss: req.Dismiss})
+	})
+	operate := func(kind string, named bool, check func(req api.PointsRequest) error) func(r *http.Request) (any, error) {
+		return func(r *http.Request) (any, error) {
+			var req api.PointsRequest
+			if err := transport.ReadJSON(r, &req); err != nil {
+				return nil, err
+			}
+			if err := check(req); err != nil {
+				return nil, err
+			}
+			id, err := transport.PeerIdentity(r)
+			if err != nil {
+				return nil, err
+			}
+			p, err := s.find(r.Context(), r.PathValue("vm"))
+			if err != nil {
+				return nil, err
+			}
+			q := pointsParams{Protection: p.ID, PointsRequest: req}
+			if named {
+				_, x, err := find(r)
+				if err != nil {
+					return nil, err
+				}
+				q.Sequence = x.Sequence
+			}
+			return s.requestPoints(r.Context(), id.ID, p, kind, q)
+		}
+	}
+	any := func(api.PointsRequest) error { return nil }
+	admin("POST /v1/vms/{vm}/verify", operate("verify", false, any))
+	admin("POST /v1/vms/{vm}/repair", operate("repair", false, any))
+	admin("POST /v1/vms/{vm}/points/{point}/verify", operate("verify", true, any))
+	admin("POST /v1/vms/{vm}/points/{point}/delete", operate("delete-point", true, any))
+	admin("POST /v1/vms/{vm}/points/{point}/export", operate("export", true, func(req api.PointsRequest) error {
+		if _, err := export.ParseFormat(req.Format); err != nil {
+			return err
+		}
+		if !filepath.IsAbs(req.To) {
+			return switchback.Errorf(switchback.CodeInvalid, "path %q is not absolute", req.To).WithHint("--to PATH, on the host of the agent that keeps the points")
+		}
+		return nil
+	}))
+}
+
+// mark asks the keeper at once: there is nothing to go on with after a crash.
+func (s *Server) mark(ctx context.Context, p switchback.Protection, params agentapi.MarkParams) (switchback.MarkedPoint, error) {
+	var out switchback.MarkedPoint
+	a, err := s.store.Agent(ctx, s.keeper(p))
+	if err != nil {
+		return out, err
+	}
+	t := agentapi.Task{Key: fmt.Sprintf("mark/%s/%d", p.ID, time.Now().UnixNano()), Action: agentapi.ActionMarkPoint, Protection: p.ID, Epoch: p.Epoch}
+	err = s.agentClient(a.Address).Run(ctx, t, params, &out, nil)
+	return out, err
+}
+
+// requestPoints judges an operation on points and begins it.
+func (s *Server) requestPoints(ctx context.Context, who string, p switchback.Protection, kind string, q pointsParams) (api.OperationAnswer, error) {
+	var none api.OperationAnswer
+	title := kind
+	if q.Sequence > 0 {
+		title += " point " + strconv.FormatUint(uint64(q.Sequence), 10) + " of"
+		if kind == "delete-point" {
+			title = strings.Replace(title, "delete-point point", "delete point", 1)
+		}
+	}
+	if kind == "verify" || kind == "export" {
+		switch p.Phase {
+		case switchback.PhaseProtected, switchback.PhaseSwitching, switchback.PhaseSwitched, switchback.PhaseUndoing:
+		default:
+			return none, switchback.Errorf(switchback.CodeRefused, "%s is not possible: the VM is %s and has no points", kind, p.Phase)
+		}
+		raw, err := json.Marshal(q)
+		if err != nil {
+			return none, err
+		}
+		rec, err := s.runner.Submit(ctx, operation.Record{Kind: kind, Title: title + " " + p.Name, Params: raw, RequestedBy: who})
+		return api.OperationAnswer{Operation: &rec}, err
+	}
+	v, err := s.view(ctx, p, true)
+	if err != nil {
+		return none, err
+	}
+	if v.Current != nil && !v.Current.State.Finished() {
+		return none, switchback.Errorf(switchback.CodeRefused, "%s is not possible: operation %s (%s) is under way", kind, v.Current.ID, v.Current.Kind).
+			WithHint("wait for it: switchback operation watch %s", v.Current.ID)
+	}
+	if p.Phase != switchback.PhaseProtected {
+		return none, switchback.Errorf(switchback.CodeRefused, "%s is not possible: the VM is %s", kind, p.Phase).WithHint("it is while the VM is protected")
+	}
+	if kind == "delete-point" {
+		if err := s.mayDelete(ctx, p, q.Sequence); err != nil {
+			return none, err
+		}
+	}
+	rec, err := s.submit(ctx, who, p, kind, title, q)
+	return api.OperationAnswer{Operation: &rec}, err
+}
+
+// mayDelete says at once what the agent would refuse.
+func (s *Server) mayDelete(ctx context.Context, p switchback.Protection, seq switchback.Sequence) error {
+	points, err := s.points(ctx, p)
+	if err != nil {
+		return err
+	}
+	for i, x := range points {
+		switch {
+		case x.Sequence != seq:
+		case x.Mark.Locked:
+			return switchback.Errorf(switchback.CodeRefused, "point %d is locked", seq).WithHint("switchback points unlock %s %d", p.Name, seq)
+		case i == len(points)-1:
+			return switchback.Errorf(switchback.CodeRefused, "point %d is the newest: the source continues from it", seq).WithHint("take another point first: switchback vm take-point %s", p.Name)
+		}
+	}
+	a, err := s.store.Agent(ctx, s.keeper(p))
+	if err != nil {
+		return err
+	}
+	var d journal.PointDetail
+	if d, err = s.agentClient(a.Address).Point(ctx, p.ID, seq); err != nil {
+		return err
+	}
+	if len(d.Pins) > 0 {
+		return switchback.Errorf(switchback.CodeRefused, "point %d is in use: pin %s", seq, d.Pins[0]).WithHint("end that first")
+	}
+	return nil
+}
