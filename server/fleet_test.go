@@ -104,11 +104,16 @@ func (f *fleet) open() {
 	}
 }
 
+// close stops the server, unless it is.
 func (f *fleet) close() {
+	if f.s == nil {
+		return
+	}
 	f.stop()
 	if err := f.s.Close(); err != nil {
 		f.t.Error(err)
 	}
+	f.s = nil
 }
 
 func (f *fleet) join(site switchback.SiteID) {

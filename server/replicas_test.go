@@ -185,7 +185,7 @@ func replicaLost(t *testing.T, pg *postgrestest.Server, in string, by syscall.Si
 	close(lost)
 	rec = f.wait(id)
 	took := time.Since(begin)
-	t.Logf("finished by the other server %s after", took.Round(10*time.Millisecond))
+	t.Logf("finished by the other server after %s", took.Round(10*time.Millisecond))
 	if rec.State != operation.StateSucceeded {
 		t.Fatalf("failover is %s: %v", rec.State, rec.Error)
 	}

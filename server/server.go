@@ -31,6 +31,7 @@ type Config struct {
 	// KeyFile opens the CA in the PostgreSQL database; "" = StateDir/installation.key.
 	// The first server makes it, the others need a copy.
 	KeyFile string
+	Backup  BackupConfig
 	// Listen are the addresses to serve on; Addresses (host:port) are written
 	// into join tokens: how agents reach the server. Default: Listen.
 	Listen, Addresses []string
@@ -65,6 +66,9 @@ func Open(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	if len(cfg.Addresses) == 0 {
 		cfg.Addresses = cfg.Listen
+	}
+	if err := cfg.Backup.check(cfg.Store == ""); err != nil {
+		return nil, err
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -162,6 +166,9 @@ func (s *Server) Run(ctx context.Context) error {
 			failed <- err
 		}
 	})
+	if s.cfg.Backup.Dir != "" {
+		wg.Go(func() { s.backups(ctx) })
+	}
 	var err error
 	select {
 	case err = <-failed:

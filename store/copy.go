@@ -25,6 +25,7 @@ type Table struct {
 	Sum string `json:"sum"`
 
 	columns, key, parents []string
+	booleans              []string // of the columns; SQLite keeps them as numbers
 }
 
 // CopyOptions says in which settings a copy differs from its source.
@@ -118,6 +119,9 @@ func (s *Store) tables(ctx context.Context) ([]Table, error) {
 		if err := s.read.NewRaw("SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk", name).Scan(ctx, &t.key); err != nil {
 			return nil, err
 		}
+		if err := s.read.NewRaw("SELECT name FROM pragma_table_info(?) WHERE type = 'BOOLEAN'", name).Scan(ctx, &t.booleans); err != nil {
+			return nil, err
+		}
 		if err := s.read.NewRaw("SELECT DISTINCT \"table\" FROM pragma_foreign_key_list(?)", name).Scan(ctx, &t.parents); err != nil {
 			return nil, err
 		}
@@ -163,8 +167,13 @@ func (t Table) each(ctx context.Context, db bun.IDB, leaveOut []string, f func(r
 			return err
 		}
 		for i, v := range row {
-			if b, ok := v.([]byte); ok {
-				row[i] = string(b)
+			switch v := v.(type) {
+			case []byte:
+				row[i] = string(v)
+			case int64:
+				if slices.Contains(t.booleans, t.columns[i]) {
+					row[i] = v != 0
+				}
 			}
 		}
 		if err := f(slices.Clone(row)); err != nil {

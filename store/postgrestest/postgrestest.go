@@ -126,7 +126,7 @@ func (s *Server) Start() {
 	}
 	deadline := time.Now().Add(30 * time.Second)
 	for {
-		err := s.do("SELECT 1")
+		err := do(s.URL("postgres"), "SELECT 1")
 		if err == nil {
 			return
 		}
@@ -158,16 +158,16 @@ func (s *Server) URL(database string) string {
 	return fmt.Sprintf("postgres://switchback@127.0.0.1:%d/%s?sslmode=disable", s.port, url.PathEscape(database))
 }
 
-// Do runs a statement in database postgres, as a superuser.
-func (s *Server) Do(statement string) {
+// Do runs a statement in a database, as a superuser.
+func (s *Server) Do(where, statement string) {
 	s.t.Helper()
-	if err := s.do(statement); err != nil {
+	if err := do(where, statement); err != nil {
 		s.t.Fatalf("%s: %v", statement, err)
 	}
 }
 
-func (s *Server) do(statement string) (err error) {
-	db, err := sql.Open("pgx", s.URL("postgres"))
+func do(where, statement string) (err error) {
+	db, err := sql.Open("pgx", where)
 	if err != nil {
 		return err
 	}
@@ -182,6 +182,6 @@ func (s *Server) do(statement string) (err error) {
 func (s *Server) Database() string {
 	s.t.Helper()
 	name := fmt.Sprintf("test%d", s.databases.Add(1))
-	s.Do("CREATE DATABASE " + name)
+	s.Do(s.URL("postgres"), "CREATE DATABASE "+name)
 	return s.URL(name)
 }
