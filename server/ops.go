@@ -73,7 +73,7 @@ func (s *Server) do(ctx context.Context, r *operation.Run, agent switchback.Agen
 	if err != nil {
 		return err
 	}
-	t := agentapi.Task{Key: r.Key() + "/" + action, Action: action, Protection: r.Protection(), Epoch: epoch}
+	t := agentapi.Task{Key: r.Key() + "/" + action, Action: action, Protection: r.Protection(), Epoch: epoch, Fence: r.Fence()}
 	err = s.agentClient(a.Address).Run(ctx, t, params, out, func(st agentapi.TaskState) {
 		p := operation.Progress{Message: st.Message}
 		if st.Progress != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,7 +23,9 @@ import (
 	"github.com/switchback-dr/switchback/api"
 	"github.com/switchback-dr/switchback/operation"
 	"github.com/switchback-dr/switchback/recovery"
+	"github.com/switchback-dr/switchback/store"
 	"github.com/switchback-dr/switchback/store/postgrestest"
+	"github.com/switchback-dr/switchback/transport"
 )
 
 const childEnv = "SWITCHBACK_SERVER_TEST_CHILD"
@@ -320,5 +323,46 @@ func TestSharedIdentity(t *testing.T) {
 	}
 	if _, err := open(one, ""); switchback.CodeOf(err) != switchback.CodeConflict {
 		t.Errorf("two servers on one state directory: %v", err)
+	}
+}
+
+// TestAnnounced: agents and clients learn of every server that was named, and
+// a client talks to one that answers.
+func TestAnnounced(t *testing.T) {
+	answering, silent := freeAddress(t), freeAddress(t)
+	s, err := Open(t.Context(), Config{StateDir: t.TempDir(), Listen: []string{answering}, Addresses: []string{silent, answering, silent}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	for range 100 {
+		if c, err := net.Dial("tcp", answering); err == nil {
+			c.Close()
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	admin, err := api.Dial(filepath.Join(s.cfg.StateDir, adminDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := admin.CreateSite(t.Context(), "berlin"); err != nil {
+		t.Error(err)
+	}
+	creds, err := s.ca.Issue(transport.Identity{Installation: s.ca.Installation(), Role: transport.RoleAgent, Site: "berlin", ID: "a-1"}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.store.SaveAgent(t.Context(), store.Agent{ID: "a-1", Site: "berlin", JoinedAt: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	client := transport.NewHTTPClient(transport.ClientConfig{Credentials: creds, Want: transport.AnyServer})
+	answer, err := transport.Call[agentapi.ReportAnswer](t.Context(), client, http.MethodPost, "https://"+answering+"/v1/agents/report", agentapi.AgentStatus{})
+	if d := cmp.Diff([]string{silent, answering, silent}, answer.Servers); err != nil || d != "" {
+		t.Errorf("agents are told %v\n%s", err, d)
 	}
 }

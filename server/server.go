@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,7 +34,8 @@ type Config struct {
 	KeyFile string
 	Backup  BackupConfig
 	// Listen are the addresses to serve on; Addresses (host:port) are written
-	// into join tokens: how agents reach the server. Default: Listen.
+	// into join tokens: how agents and clients reach the server, and the other
+	// servers on its store. Default: Listen.
 	Listen, Addresses []string
 	Logger            *slog.Logger
 	Version           string
@@ -43,6 +45,8 @@ type Config struct {
 type Server struct {
 	cfg    Config
 	lock   *os.File
+	// announced are the addresses that agents are told; none where nobody named them.
+	announced []string
 	log    *slog.Logger
 	store  *store.Store
 	ca     *transport.CA
@@ -64,6 +68,7 @@ func Open(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.StateDir == "" || len(cfg.Listen) == 0 {
 		return nil, switchback.Errorf(switchback.CodeInvalid, "a server needs a state directory and an address to listen on")
 	}
+	announced := cfg.Addresses
 	if len(cfg.Addresses) == 0 {
 		cfg.Addresses = cfg.Listen
 	}
@@ -80,7 +85,7 @@ func Open(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, lock: lock}
+	s := &Server{cfg: cfg, log: cfg.Logger, lock: lock, announced: announced}
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -122,7 +127,11 @@ func (s *Server) identify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(s.cfg.StateDir, adminDir, "server"), []byte(s.cfg.Addresses[0]+"\n"), 0o600)
+	clients := s.announced
+	if len(clients) == 0 {
+		clients = s.cfg.Addresses[:1]
+	}
+	return os.WriteFile(filepath.Join(s.cfg.StateDir, adminDir, "server"), []byte(strings.Join(clients, "\n")+"\n"), 0o600)
 }
 
 // issueTo returns the credentials in dir, issued anew when missing or near their end.
