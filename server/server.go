@@ -43,16 +43,16 @@ type Config struct {
 
 // Server is the control plane. Make it with Open, run it with Run.
 type Server struct {
-	cfg    Config
-	lock   *os.File
+	cfg  Config
+	lock *os.File
 	// announced are the addresses that agents are told; none where nobody named them.
 	announced []string
-	log    *slog.Logger
-	store  *store.Store
-	ca     *transport.CA
-	creds  *transport.Credentials
-	agents *http.Client
-	runner *operation.Runner
+	log       *slog.Logger
+	store     *store.Store
+	ca        *transport.CA
+	creds     *transport.Credentials
+	agents    *http.Client
+	runner    *operation.Runner
 }
 
 // certificate lifetimes
