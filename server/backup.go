@@ -28,6 +28,9 @@ import (
 // manifestFile is the first entry of a backup.
 const manifestFile = "backup.json"
 
+// unfinishedPrefix is of the folders in which backups are made.
+const unfinishedPrefix = ".backup-"
+
 // backupFormat is the version of the format above.
 const backupFormat = 1
 
@@ -72,7 +75,7 @@ func WriteBackup(ctx context.Context, stateDir, file, version string) (b Backup,
 	if err != nil {
 		return b, err
 	}
-	work, err := os.MkdirTemp(filepath.Dir(file), ".backup-*") // 0700
+	work, err := os.MkdirTemp(filepath.Dir(file), unfinishedPrefix+"*") // 0700
 	if err != nil {
 		return b, err
 	}

@@ -248,6 +248,14 @@ func TestPeriodicBackups(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for name, age := range map[string]time.Duration{".backup-cut-short": 25 * time.Hour, ".backup-at-work": time.Minute} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(filepath.Join(dir, name), time.Time{}, time.Now().Add(-age)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	state := memoryDir(t)
 	run := func(until func() bool) {
 		t.Helper()
@@ -288,8 +296,10 @@ func TestPeriodicBackups(t *testing.T) {
 	if got := copies(); got[0] != "prod/"+first[0] || got[1] != "prod/"+first[1] {
 		t.Errorf("copies are %v", got)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "switchback-notes")); err != nil {
-		t.Error(err)
+	for name, stays := range map[string]bool{"switchback-notes": true, ".backup-at-work": true, ".backup-cut-short": false} {
+		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != stays {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 	if _, err := Restore(t.Context(), filepath.Join(dir, first[1]), filepath.Join(memoryDir(t), "state")); err != nil {
 		t.Error(err)

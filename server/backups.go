@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -98,6 +99,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // backUp makes one backup, copies what is not copied yet, and thins.
 func (s *Server) backUp(ctx context.Context) error {
 	cfg := s.cfg.Backup
+	if err := clearUnfinished(cfg.Dir, time.Now()); err != nil {
+		return err
+	}
 	name := time.Now().UTC().Format(backupName)
 	_, err := WriteBackup(ctx, s.cfg.StateDir, filepath.Join(cfg.Dir, name), s.cfg.Version)
 	if err != nil && switchback.CodeOf(err) != switchback.CodeConflict { // made in this very second
@@ -120,6 +124,27 @@ func (s *Server) backUp(ctx context.Context) error {
 	if err := copyBackups(ctx, *cfg.Objects, cfg.Dir, list[len(old):], cfg.Keep); err != nil {
 		// The backup is made; its copy comes with the next one.
 		s.log.Warn("backup of the server not copied, trying again with the next", "error", err)
+	}
+	return nil
+}
+
+// clearUnfinished removes what backups that a crash cut short have left. One of
+// today may be in the making.
+func clearUnfinished(dir string, now time.Time) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), unfinishedPrefix) || !e.IsDir() {
+			continue
+		}
+		if st, err := e.Info(); err != nil || now.Sub(st.ModTime()) < 24*time.Hour {
+			continue // gone meanwhile, or young
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
 	}
 	return nil
 }

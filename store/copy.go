@@ -49,6 +49,11 @@ func (s *Store) CopyTo(ctx context.Context, to *Store, opts CopyOptions) ([]Tabl
 	leaveOut := append(slices.Collect(maps.Keys(opts.Add)), opts.LeaveOut...)
 	err = s.read.RunInTx(ctx, &sql.TxOptions{ReadOnly: true}, func(ctx context.Context, from bun.Tx) error {
 		return to.write.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
+			if to.Shared() { // a large table takes longer than a query of a server may
+				if _, err := tx.ExecContext(ctx, "SET LOCAL statement_timeout = 0"); err != nil {
+					return err
+				}
+			}
 			// First of all: a server that begins an installation here at the same moment waits, or is seen.
 			for key, value := range opts.Add {
 				if _, err := tx.NewInsert().Model(&settingRow{Key: key, Value: value}).Exec(ctx); err != nil {
