@@ -84,6 +84,9 @@ func TestBackupAndRestore(t *testing.T) {
 	if rec.State != operation.StateFailed || rec.Error == nil || !strings.Contains(rec.Error.Message, "restored") {
 		t.Fatalf("the operation is %s: %v", rec.State, rec.Error)
 	}
+	if rec.Lease.Epoch < 1000 {
+		t.Errorf("a lease that the lost server took after the backup may be newer than %d", rec.Lease.Epoch)
+	}
 	time.Sleep(200 * time.Millisecond)
 	if did := f.took(); did != "" {
 		t.Errorf("the restored server did %s", did)

@@ -59,8 +59,12 @@ func CheckFile(ctx context.Context, path string) (err error) {
 	return nil
 }
 
+// restoredEpochs is far above how often a lease may have been taken since the backup.
+const restoredEpochs = 1_000_000
+
 // SuspendOperations makes every unfinished operation failed with the given
-// cause, so that nothing goes on before a person has retried or cancelled it.
+// cause, so that nothing goes on before a person has retried or cancelled it. Its
+// next lease is newer than any that the server which was lost can have had.
 func (s *Store) SuspendOperations(ctx context.Context, cause *switchback.Error, now time.Time) (suspended []operation.Record, err error) {
 	err = s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
 		suspended = nil
@@ -79,7 +83,8 @@ func (s *Store) SuspendOperations(ctx context.Context, cause *switchback.Error, 
 			if err != nil {
 				return err
 			}
-			if _, err := tx.NewUpdate().Model(&row).Column("state", "document").WherePK().Exec(ctx); err != nil {
+			row.LeaseEpoch += restoredEpochs
+			if _, err := tx.NewUpdate().Model(&row).Column("state", "lease_epoch", "document").WherePK().Exec(ctx); err != nil {
 				return fmt.Errorf("suspend operation %s: %w", rec.ID, err)
 			}
 			suspended = append(suspended, rec)
