@@ -40,6 +40,8 @@ type Config struct {
 	Hypervisor  hypervisor.Hypervisor
 	// ServerAddress is where the control plane listens; empty = never report.
 	ServerAddress string
+	// Servers are further addresses of the control plane.
+	Servers []string
 	// StorageReserveBytes is the free space below which a target takes no more points; default 256 MiB.
 	StorageReserveBytes int64
 	// KeySource wraps the data keys of encrypted replicas; nil = none can be kept here.
@@ -88,11 +90,14 @@ func (c *Config) setDefaults() error {
 
 // Agent is one running agent. Make it with New, run it with Run.
 type Agent struct {
-	cfg    Config
-	log    *slog.Logger
-	hv     hypervisor.Hypervisor
-	tasks  *taskTable
-	server *http.Client // of the control plane
+	cfg   Config
+	log   *slog.Logger
+	hv    hypervisor.Hypervisor
+	tasks *taskTable
+	// servers are the control plane; fences keep out a server that lost its work.
+	servers *servers
+	fences  fences
+	server  *http.Client // of the control plane
 
 	mu  sync.Mutex
 	vms map[switchback.ProtectionID]*vm
@@ -103,7 +108,7 @@ func New(cfg Config) (*Agent, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, log: cfg.Logger, hv: cfg.Hypervisor, vms: map[switchback.ProtectionID]*vm{}}
+	a := &Agent{cfg: cfg, log: cfg.Logger, servers: newServers(cfg.ServerAddress, cfg.Servers), hv: cfg.Hypervisor, vms: map[switchback.ProtectionID]*vm{}}
 	a.server = transport.NewHTTPClient(transport.ClientConfig{Credentials: cfg.Credentials, Want: transport.AnyServer})
 	list, err := loadAssignments(a.assignmentDir())
 	if err != nil {

@@ -101,6 +101,10 @@ func (a *Agent) handler() http.Handler {
 			transport.WriteError(w, switchback.Errorf(switchback.CodeInvalid, "unknown action %q or no key", req.Action))
 			return
 		}
+		if err := a.fences.admit(req, time.Now()); err != nil {
+			transport.WriteError(w, err)
+			return
+		}
 		t := a.tasks.start(req, act)
 		wait := time.NewTimer(agentapi.PollWait)
 		defer wait.Stop()

@@ -20,7 +20,13 @@ type Identity struct {
 	// Address is how others reach this agent, Server how it reaches the server.
 	Address string `json:"address"`
 	Server  string `json:"server"`
+	// Servers are further servers of the installation, tried where Server does
+	// not answer; the control plane names them in its answers to reports.
+	Servers []string `json:"servers,omitempty"`
 }
+
+// identityFile holds an Identity.
+const identityFile = "agent.json"
 
 func identityDir(stateDir string) string { return filepath.Join(stateDir, "identity") }
 
@@ -35,7 +41,7 @@ func LoadIdentity(stateDir string) (Identity, error) {
 	if err != nil {
 		return id, err
 	}
-	b, err := os.ReadFile(filepath.Join(identityDir(stateDir), "agent.json"))
+	b, err := os.ReadFile(filepath.Join(identityDir(stateDir), identityFile))
 	if err != nil {
 		return id, err
 	}
@@ -75,7 +81,7 @@ func Join(ctx context.Context, stateDir, token, address, version string) (transp
 	if err != nil {
 		return transport.Identity{}, err
 	}
-	if err := writeDurably(filepath.Join(dir, "agent.json"), b, 0o600); err != nil {
+	if err := writeDurably(filepath.Join(dir, identityFile), b, 0o600); err != nil {
 		return transport.Identity{}, err
 	}
 	return creds.Identity(), errors.Join(os.Remove(keyFile), os.Remove(csrFile))
@@ -100,7 +106,8 @@ func (a *Agent) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	resp, err := transport.Call[transport.JoinResponse](ctx, a.server, http.MethodPost, "https://"+a.cfg.ServerAddress+"/v1/agents/renew", transport.JoinRequest{CSRPEM: string(csr)})
+	address := a.servers.address()
+	resp, err := transport.Call[transport.JoinResponse](ctx, a.server, http.MethodPost, "https://"+address+"/v1/agents/renew", transport.JoinRequest{CSRPEM: string(csr)})
 	if err != nil {
 		return err
 	}

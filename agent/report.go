@@ -21,7 +21,10 @@ func (a *Agent) report(ctx context.Context) {
 		err := func() error {
 			c, cancel := context.WithTimeout(ctx, 5*time.Second)
 			defer cancel()
-			_, err := transport.Call[struct{}](c, a.server, http.MethodPost, "https://"+a.cfg.ServerAddress+"/v1/agents/report", a.Status(c))
+			address := a.servers.address()
+			answer, err := transport.Call[agentapi.ReportAnswer](c, a.server, http.MethodPost, "https://"+address+"/v1/agents/report", a.Status(c))
+			a.servers.answered(address, err)
+			a.learnServers(answer.Servers)
 			return err
 		}()
 		if (err != nil) != lost && ctx.Err() == nil {

@@ -31,6 +31,15 @@ type Task struct {
 	Protection switchback.ProtectionID `json:"protection"`
 	Epoch      switchback.Epoch        `json:"epoch"`
 	Params     json.RawMessage         `json:"params,omitempty"`
+	// Fence grows with every server that takes the operation over: an agent
+	// refuses an older one. 0 = the task is of no operation.
+	Fence int64 `json:"fence,omitempty"`
+}
+
+// ReportAnswer is the server's answer to an AgentStatus.
+type ReportAnswer struct {
+	// Servers are the addresses of all servers of the installation; none = unknown.
+	Servers []string `json:"servers,omitempty"`
 }
 
 // TaskState is how a task stands.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -25,7 +26,8 @@ type Client struct {
 }
 
 // Dial reads the client's credentials and the server's address from dir, as the
-// server makes them in STATE/admin. It does not connect yet.
+// server makes them in STATE/admin. Of several servers it looks for one that
+// takes connections; otherwise it does not connect yet.
 func Dial(dir string) (*Client, error) {
 	creds, err := transport.LoadCredentials(dir)
 	if err != nil {
@@ -37,7 +39,22 @@ func Dial(dir string) (*Client, error) {
 		return nil, switchback.Errorf(switchback.CodeInvalid, "the server's address: %w", err)
 	}
 	c := transport.NewHTTPClient(transport.ClientConfig{Credentials: creds, Want: transport.AnyServer})
-	return &Client{http: c, server: strings.TrimSpace(string(b))}, nil
+	return &Client{http: c, server: reachable(strings.Fields(string(b)))}, nil
+}
+
+// reachable chooses the first of several servers that takes connections. No
+// call is ever sent to two of them: the first might have carried it out.
+func reachable(servers []string) string {
+	if len(servers) == 0 {
+		return ""
+	}
+	for _, s := range servers[:len(servers)-1] {
+		if c, err := net.DialTimeout("tcp", s, time.Second); err == nil {
+			c.Close()
+			return s
+		}
+	}
+	return servers[len(servers)-1]
 }
 
 func call[R any](ctx context.Context, c *Client, method, path string, body any) (R, error) {

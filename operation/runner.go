@@ -248,10 +248,17 @@ func (r *Runner) Run(ctx context.Context) error {
 	defer wg.Wait()
 	ticker := time.NewTicker(r.cfg.PollInterval)
 	defer ticker.Stop()
+	away := false
 	for {
-		if err := r.claim(ctx, &wg); err != nil && ctx.Err() == nil {
+		err := r.claim(ctx, &wg)
+		switch {
+		case ctx.Err() != nil:
+		case err != nil && !away:
 			r.cfg.Logger.Warn("operations not listed, trying again", "error", err)
+		case err == nil && away:
+			r.cfg.Logger.Info("operations are listed again")
 		}
+		away = err != nil
 		select {
 		case <-ctx.Done():
 			return nil

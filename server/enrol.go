@@ -21,7 +21,7 @@ func (s *Server) mintToken(r *http.Request) (any, error) {
 		return nil, switchback.Errorf(switchback.CodeInvalid, "a token is valid for up to %s, not %s", maxTokenLife, req.ValidFor)
 	}
 	site := switchback.SiteID(r.PathValue("site"))
-	now := time.Now()
+	now := s.store.Now()
 	t := transport.MintToken(s.cfg.Addresses, s.ca.Fingerprint(), site, now.Add(req.ValidFor))
 	err := s.store.CreateJoinToken(r.Context(), store.JoinToken{Hash: transport.HashSecret(t.Secret), Site: site, CreatedAt: now, ExpiresAt: t.ExpiresAt})
 	return api.Token{Token: t.String(), Site: site, Expires: t.ExpiresAt}, err
@@ -37,7 +37,7 @@ func (s *Server) join(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
+	now := s.store.Now()
 	t, err := s.store.RedeemJoinToken(r.Context(), transport.HashSecret(req.Secret), id, now)
 	if err != nil {
 		return nil, err

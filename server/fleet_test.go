@@ -29,6 +29,7 @@ import (
 type fleet struct {
 	t      *testing.T
 	dir    string
+	store  string // as Config.Store
 	s      *Server
 	agents map[switchback.SiteID]*fakeAgent
 	stop   func()
@@ -73,9 +74,11 @@ func memoryDir(t *testing.T) string {
 	return dir
 }
 
-func newFleet(t *testing.T) *fleet {
+func newFleet(t *testing.T) *fleet { t.Helper(); return newFleetOn(t, "") }
+
+func newFleetOn(t *testing.T, where string) *fleet {
 	t.Helper()
-	f := &fleet{t: t, dir: memoryDir(t), agents: map[switchback.SiteID]*fakeAgent{}, keys: map[string][]string{},
+	f := &fleet{t: t, dir: memoryDir(t), store: where, agents: map[switchback.SiteID]*fakeAgent{}, keys: map[string][]string{},
 		hook: func(switchback.SiteID, string) error { return nil }}
 	f.open()
 	t.Cleanup(func() { f.close() })
@@ -90,11 +93,11 @@ func newFleet(t *testing.T) *fleet {
 func (f *fleet) open() {
 	f.t.Helper()
 	var err error
-	if f.s, err = Open(context.Background(), Config{StateDir: f.dir, Listen: []string{"127.0.0.1:0"}}); err != nil {
+	if f.s, err = Open(context.Background(), Config{StateDir: f.dir, Store: f.store, Listen: []string{"127.0.0.1:0"}}); err != nil {
 		f.t.Fatal(err)
 	}
 	f.s.runner, err = operation.NewRunner(operation.Config{Store: f.s.store, Definitions: f.s.definitions(), Owner: "server-test",
-		RetryMin: time.Millisecond, RetryMax: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
+		RetryMin: time.Millisecond, RetryMax: 10 * time.Millisecond, Now: f.s.store.Now, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -110,11 +113,16 @@ func (f *fleet) open() {
 	}
 }
 
+// close stops the server, unless it is.
 func (f *fleet) close() {
+	if f.s == nil {
+		return
+	}
 	f.stop()
 	if err := f.s.Close(); err != nil {
 		f.t.Error(err)
 	}
+	f.s = nil
 }
 
 func (f *fleet) join(site switchback.SiteID) {

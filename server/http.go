@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
-	"time"
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
@@ -33,7 +32,7 @@ func (s *Server) handler() http.Handler {
 		if err := validSite(req.ID); err != nil {
 			return nil, err
 		}
-		return api.Site{ID: req.ID}, s.store.CreateSite(r.Context(), store.Site{ID: req.ID, Name: string(req.ID), CreatedAt: time.Now()})
+		return api.Site{ID: req.ID}, s.store.CreateSite(r.Context(), store.Site{ID: req.ID, Name: string(req.ID), CreatedAt: s.store.Now()})
 	})
 	admin("DELETE /v1/sites/{site}", func(r *http.Request) (any, error) {
 		return struct{}{}, s.store.DeleteSite(r.Context(), switchback.SiteID(r.PathValue("site")))
@@ -193,5 +192,5 @@ func (s *Server) takeReport(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return struct{}{}, s.store.TouchAgent(r.Context(), switchback.AgentID(id.ID), st.Address, st.Version, time.Now(), raw)
+	return agentapi.ReportAnswer{Servers: s.announced}, s.store.TouchAgent(r.Context(), switchback.AgentID(id.ID), st.Address, st.Version, s.store.Now(), raw)
 }

@@ -85,7 +85,7 @@ func (s *Server) doFor(ctx context.Context, r *operation.Run, id switchback.Prot
 	if err != nil {
 		return err
 	}
-	t := agentapi.Task{Key: r.Key() + "/" + action + key, Action: action, Protection: id, Epoch: epoch}
+	t := agentapi.Task{Key: r.Key() + "/" + action + key, Action: action, Protection: id, Epoch: epoch, Fence: r.Fence()}
 	err = s.agentClient(a.Address).Run(ctx, t, params, out, func(st agentapi.TaskState) {
 		p := operation.Progress{Message: st.Message}
 		if st.Progress != nil {

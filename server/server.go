@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,10 +23,19 @@ import (
 
 // Config is what a server needs.
 type Config struct {
-	// StateDir keeps the database, the CA and the credentials.
+	// StateDir keeps the credentials and, in an embedded installation, database
+	// and CA. One server at a time runs on it.
 	StateDir string
+	// Store is the URL of a PostgreSQL database, on which several servers may
+	// run, each with a state directory of its own. "" = SQLite in StateDir.
+	Store string
+	// KeyFile opens the CA in the PostgreSQL database; "" = StateDir/installation.key.
+	// The first server makes it, the others need a copy.
+	KeyFile string
+	Backup  BackupConfig
 	// Listen are the addresses to serve on; Addresses (host:port) are written
-	// into join tokens: how agents reach the server. Default: Listen.
+	// into join tokens: how agents and clients reach the server, and the other
+	// servers on its store. Default: Listen.
 	Listen, Addresses []string
 	Logger            *slog.Logger
 	Version           string
@@ -33,13 +43,16 @@ type Config struct {
 
 // Server is the control plane. Make it with Open, run it with Run.
 type Server struct {
-	cfg    Config
-	log    *slog.Logger
-	store  *store.Store
-	ca     *transport.CA
-	creds  *transport.Credentials
-	agents *http.Client
-	runner *operation.Runner
+	cfg  Config
+	lock *os.File
+	// announced are the addresses that agents are told; none where nobody named them.
+	announced []string
+	log       *slog.Logger
+	store     *store.Store
+	ca        *transport.CA
+	creds     *transport.Credentials
+	agents    *http.Client
+	runner    *operation.Runner
 }
 
 // certificate lifetimes
@@ -49,15 +62,18 @@ const (
 	agentTTL  = 7 * 24 * time.Hour
 )
 
-// Open opens or creates the installation in StateDir: database, CA, the
-// server's own credentials, and those of the first administrator in
-// StateDir/admin.
+// Open opens or creates the installation: database, CA, the server's own
+// credentials, and those of the first administrator in StateDir/admin.
 func Open(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.StateDir == "" || len(cfg.Listen) == 0 {
 		return nil, switchback.Errorf(switchback.CodeInvalid, "a server needs a state directory and an address to listen on")
 	}
+	announced := cfg.Addresses
 	if len(cfg.Addresses) == 0 {
 		cfg.Addresses = cfg.Listen
+	}
+	if err := cfg.Backup.check(cfg.Store == ""); err != nil {
+		return nil, err
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -65,14 +81,27 @@ func Open(ctx context.Context, cfg Config) (*Server, error) {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, err
 	}
-	st, err := store.Open(ctx, filepath.Join(cfg.StateDir, "switchback.db"))
+	lock, err := lockState(ctx, cfg.StateDir, lockWait)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, store: st}
+	s := &Server{cfg: cfg, log: cfg.Logger, lock: lock, announced: announced}
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Server) open(ctx context.Context) (err error) {
+	if s.store, err = openStore(ctx, s.cfg); err != nil {
+		return err
+	}
 	if err := s.identify(ctx); err != nil {
-		st.Close()
-		return nil, err
+		return err
+	}
+	owner, err := replicaName(s.cfg.StateDir)
+	if err != nil {
+		return err
 	}
 	s.agents = transport.NewHTTPClient(transport.ClientConfig{Credentials: s.creds, Want: func(id transport.Identity) error {
 		if id.Role != transport.RoleAgent {
@@ -80,40 +109,35 @@ func Open(ctx context.Context, cfg Config) (*Server, error) {
 		}
 		return nil
 	}})
-	host, _ := os.Hostname()
-	s.runner, err = operation.NewRunner(operation.Config{Store: st, Definitions: s.definitions(), Owner: "server-" + host, Logger: s.log})
-	if err != nil {
-		st.Close()
-		return nil, err
-	}
-	return s, nil
+	s.runner, err = operation.NewRunner(operation.Config{Store: s.store, Definitions: s.definitions(), Owner: owner, Now: s.store.Now, Logger: s.log})
+	return err
 }
 
 // identify opens the CA and makes what credentials are missing.
 func (s *Server) identify(ctx context.Context) error {
-	dir := filepath.Join(s.cfg.StateDir, "ca")
-	ca, err := transport.OpenCA(dir)
-	if switchback.CodeOf(err) == switchback.CodeNotFound {
-		ca, err = transport.CreateCA(dir, newInstallation())
-	}
+	ca, err := s.authority(ctx)
 	if err != nil {
 		return err
 	}
 	s.ca = ca
-	if s.creds, err = s.issueTo(filepath.Join(s.cfg.StateDir, "server"), transport.Identity{Installation: ca.Installation(), Role: transport.RoleServer, ID: "server"}, serverTTL); err != nil {
+	if s.creds, err = s.issueTo(filepath.Join(s.cfg.StateDir, serverDir), transport.Identity{Installation: ca.Installation(), Role: transport.RoleServer, ID: "server"}, serverTTL); err != nil {
 		return err
 	}
-	_, err = s.issueTo(filepath.Join(s.cfg.StateDir, "admin"), transport.Identity{Installation: ca.Installation(), Role: transport.RoleAdmin, ID: "admin"}, adminTTL)
+	_, err = s.issueTo(filepath.Join(s.cfg.StateDir, adminDir), transport.Identity{Installation: ca.Installation(), Role: transport.RoleAdmin, ID: "admin"}, adminTTL)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(s.cfg.StateDir, "admin", "server"), []byte(s.cfg.Addresses[0]+"\n"), 0o600)
+	clients := s.announced
+	if len(clients) == 0 {
+		clients = s.cfg.Addresses[:1]
+	}
+	return os.WriteFile(filepath.Join(s.cfg.StateDir, adminDir, "server"), []byte(strings.Join(clients, "\n")+"\n"), 0o600)
 }
 
 // issueTo returns the credentials in dir, issued anew when missing or near their end.
 func (s *Server) issueTo(dir string, id transport.Identity, ttl time.Duration) (*transport.Credentials, error) {
 	c, err := transport.LoadCredentials(dir)
-	if err == nil && time.Until(c.Expires()) > ttl/3 {
+	if err == nil && time.Until(c.Expires()) > ttl/3 && c.Identity() == id {
 		return c, nil
 	}
 	if err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
@@ -153,6 +177,9 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	})
 	wg.Go(func() { s.watchDeadlines(ctx) })
+	if s.cfg.Backup.Dir != "" {
+		wg.Go(func() { s.backups(ctx) })
+	}
 	var err error
 	select {
 	case err = <-failed:
@@ -164,8 +191,14 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// Close closes the database.
-func (s *Server) Close() error { return s.store.Close() }
+// Close closes the database and lets another server have the state directory.
+func (s *Server) Close() error {
+	var err error
+	if s.store != nil {
+		err = s.store.Close()
+	}
+	return errors.Join(err, s.lock.Close())
+}
 
 // newInstallation names a new installation: the trust domain of its certificates.
 func newInstallation() string { return "sb-" + uuid.NewString()[:8] }

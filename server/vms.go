@@ -34,7 +34,7 @@ func (s *Server) agentView(a store.Agent) api.Agent {
 	switch {
 	case a.LastSeen.IsZero():
 		v.Reason = "it has not reported yet"
-	case time.Since(a.LastSeen) > silentAfter:
+	case s.store.Now().Sub(a.LastSeen) > silentAfter:
 		v.Reason = "silent since " + a.LastSeen.UTC().Format(time.RFC3339)
 	case v.Status != nil && v.Status.HypervisorError != "":
 		v.Reason = "its hypervisor does not answer: " + v.Status.HypervisorError
@@ -87,7 +87,7 @@ func (s *Server) ask(ctx context.Context, a store.Agent) store.Agent {
 		return a
 	}
 	if raw, err := json.Marshal(st); err == nil {
-		a.Status, a.LastSeen = raw, time.Now()
+		a.Status, a.LastSeen = raw, s.store.Now()
 	}
 	return a
 }

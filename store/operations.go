@@ -127,6 +127,9 @@ const claimable = "state IN (?) AND (lease_owner = '' OR lease_owner = ? OR leas
 
 // ClaimableOperations implements operation.Store.
 func (s *Store) ClaimableOperations(ctx context.Context, owner string, now time.Time) ([]switchback.OperationID, error) {
+	if err := s.refreshClock(ctx); err != nil {
+		return nil, failure("read the database's clock", err)
+	}
 	var ids []switchback.OperationID
 	err := s.read.NewSelect().Model((*operationRow)(nil)).Column("id").Order("id").
 		Where(claimable, bun.List(operation.UnfinishedStates()), owner, micros(now)).Scan(ctx, &ids)
@@ -135,7 +138,7 @@ func (s *Store) ClaimableOperations(ctx context.Context, owner string, now time.
 
 // ClaimOperation implements operation.Store.
 func (s *Store) ClaimOperation(ctx context.Context, id switchback.OperationID, owner string, now, until time.Time) (rec operation.Record, err error) {
-	err = s.write.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
+	err = s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
 		n, err := changed(tx.NewUpdate().Model((*operationRow)(nil)).
 			Set("lease_owner = ?", owner).Set("lease_epoch = lease_epoch + 1").Set("lease_until = ?", micros(until)).
 			Where("id = ?", string(id)).
@@ -160,7 +163,7 @@ func (s *Store) SaveOperation(ctx context.Context, rec operation.Record) (cancel
 	if err != nil {
 		return false, err
 	}
-	err = s.write.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
+	err = s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
 		n, err := changed(tx.NewUpdate().Model(&row).
 			Column("state", "irreversible", "lease_until", "document").WherePK().
 			Where("lease_owner = ?", rec.Lease.Owner).Where("lease_epoch = ?", rec.Lease.Epoch).
@@ -217,11 +220,25 @@ func (s *Store) ReopenOperation(ctx context.Context, rec operation.Record) error
 	if err != nil {
 		return err
 	}
-	n, err := changed(s.write.NewUpdate().Model(&row).
-		Column("state", "cancel_requested", "lease_owner", "lease_until", "document").WherePK().
-		Where("state = ?", string(operation.StateFailed)).
-		Where("NOT EXISTS (SELECT 1 FROM operations AS newer WHERE newer.protection = ? AND newer.protection <> '' AND newer.lane = ? AND newer.id > ?)",
-			row.Protection, row.Lane, row.ID).Exec(ctx))
+	superseded := switchback.Errorf(switchback.CodeConflict, "a newer operation has worked on this VM since operation %s failed", rec.ID).
+		WithHint("start a new operation")
+	var n int64
+	err = s.transact(ctx, func(ctx context.Context, tx bun.Tx) (err error) {
+		// Once this is written no other operation of the protection can be
+		// created: so the look for newer ones comes after it.
+		n, err = changed(tx.NewUpdate().Model(&row).
+			Column("state", "cancel_requested", "lease_owner", "lease_until", "document").WherePK().
+			Where("state = ?", string(operation.StateFailed)).Exec(ctx))
+		if err != nil || n == 0 || row.Protection == "" {
+			return err
+		}
+		newer, err := tx.NewSelect().Model((*operationRow)(nil)).
+			Where("protection = ?", row.Protection).Where("lane = ?", row.Lane).Where("id > ?", row.ID).Exists(ctx)
+		if newer {
+			return superseded
+		}
+		return err
+	})
 	switch {
 	case isUnique(err):
 		return s.busy(ctx, rec)
@@ -234,11 +251,7 @@ func (s *Store) ReopenOperation(ctx context.Context, rec operation.Record) error
 	if err != nil {
 		return err
 	}
-	if now.State != operation.StateFailed {
-		return switchback.Errorf(switchback.CodeConflict, "operation %s has not failed: %s", rec.ID, now.State)
-	}
-	return switchback.Errorf(switchback.CodeConflict, "a newer operation has worked on this VM since operation %s failed", rec.ID).
-		WithHint("start a new operation")
+	return switchback.Errorf(switchback.CodeConflict, "operation %s has not failed: %s", rec.ID, now.State)
 }
 
 type logRow struct {
@@ -248,15 +261,24 @@ type logRow struct {
 	Document      string `bun:"document"`
 }
 
+// maxLogAttempts is far above the number of goroutines that log to one operation at once.
+const maxLogAttempts = 100
+
 // AppendOperationLog implements operation.Store.
 func (s *Store) AppendOperationLog(ctx context.Context, id switchback.OperationID, line operation.LogLine) error {
 	doc, err := json.Marshal(line)
 	if err != nil {
 		return fmt.Errorf("encode log line: %w", err)
 	}
-	_, err = s.write.NewRaw("INSERT INTO operation_log (operation, sequence, document) "+
-		"SELECT ?, COALESCE(MAX(sequence), 0) + 1, ? FROM operation_log WHERE operation = ?",
-		string(id), string(doc), string(id)).Exec(ctx)
+	for attempt := 1; ; attempt++ {
+		_, err = s.write.NewRaw("INSERT INTO operation_log (operation, sequence, document) "+
+			"SELECT ?, COALESCE(MAX(sequence), 0) + 1, ? FROM operation_log WHERE operation = ?",
+			string(id), string(doc), string(id)).Exec(ctx)
+		// PostgreSQL lets two writers count to the same sequence; one of them gets it.
+		if !isUnique(err) || attempt == maxLogAttempts {
+			break
+		}
+	}
 	if isForeignKey(err) {
 		return switchback.Errorf(switchback.CodeNotFound, "operation %s does not exist", id)
 	}

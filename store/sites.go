@@ -56,7 +56,7 @@ func (s *Store) Sites(ctx context.Context) ([]Site, error) {
 
 // DeleteSite removes a site and its join tokens. CodeConflict: agents belong to it.
 func (s *Store) DeleteSite(ctx context.Context, id switchback.SiteID) error {
-	return s.write.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
+	return s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
 		if _, err := tx.NewDelete().Model((*tokenRow)(nil)).Where("site = ?", string(id)).Exec(ctx); err != nil {
 			return failure("delete site "+string(id), err)
 		}

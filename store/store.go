@@ -1,11 +1,23 @@
 // Package store keeps what the server knows: settings, sites, agents, join
-// tokens, protections and operations. Today in one SQLite file; its SQL is only
-// what PostgreSQL understands too, and package storetest judges both.
+// tokens, protections and operations. In one SQLite file, or in PostgreSQL for
+// several servers: the same queries and the same migrations, judged by package
+// storetest.
 //
 // Every method is one transaction, durable when it returns nil (SQLite runs
 // with synchronous=FULL). Errors are *switchback.Error: CodeNotFound,
 // CodeConflict and what a method says; CodeUnavailable when the database is
-// busy or cannot be written, CodeNoSpace when its disk is full.
+// busy, away or cannot be written, CodeNoSpace when its disk is full. After
+// CodeUnavailable of a lost connection it is unknown whether a write happened,
+// so writes are made to be repeated. The store needs no reopening: it works
+// again when the database does.
+//
+// # What both databases owe
+//
+// A decision and its write are one statement with a condition (UPDATE … WHERE
+// version = …), whose loser sees no row changed. That is right in SQLite, which
+// has one writer, and in PostgreSQL at READ COMMITTED, where the loser waits for
+// the winner's row and looks at the condition again. Text is compared by its bytes
+// in both. There is nothing that only one of them understands.
 //
 // The caller owes: one process per SQLite file (further ones wait for each
 // other's writes, they do no harm), and Close.
@@ -16,19 +28,16 @@ import (
 	"database/sql"
 	"embed"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/url"
+	"math/rand/v2"
+	"strings"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
 
 	"github.com/pressly/goose/v3"
 	"github.com/uptrace/bun"
-	"github.com/uptrace/bun/dialect/sqlitedialect"
-	"modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
 )
 
 //go:embed migrations/*.sql
@@ -38,41 +47,35 @@ var migrations embed.FS
 type Store struct {
 	// SQLite has one writer at a time: write has one connection, so that
 	// writers queue here and not in SQLite's busy loop; readers never wait.
+	// In PostgreSQL both are the same.
 	read, write *bun.DB
+	// clock is PostgreSQL's; nil in SQLite, where this machine's is the only one.
+	clock *clock
 }
 
-// Open opens or creates the SQLite file at path and brings its schema up to date.
-func Open(ctx context.Context, path string) (*Store, error) {
-	dsn := func(more string) string {
-		return "file:" + (&url.URL{Path: path}).EscapedPath() +
-			"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)" + more
+// Open opens a store and brings its schema up to date. where is a PostgreSQL
+// URL, or the path of a SQLite file, which is created where it is missing.
+func Open(ctx context.Context, where string) (*Store, error) {
+	if IsPostgres(where) {
+		return openPostgres(ctx, where)
 	}
-	write, err := sql.Open("sqlite", dsn("&_txlock=immediate"))
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
-	}
-	write.SetMaxOpenConns(1)
-	if err := migrate(ctx, write); err != nil {
-		return nil, errors.Join(failure("open store "+path, err), write.Close())
-	}
-	read, err := sql.Open("sqlite", dsn("&_pragma=query_only(1)"))
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), write.Close())
-	}
-	read.SetMaxOpenConns(4)
-	read.SetMaxIdleConns(4)
-	return &Store{
-		read:  bun.NewDB(read, sqlitedialect.New()),
-		write: bun.NewDB(write, sqlitedialect.New()),
-	}, nil
+	return openSQLite(ctx, where)
 }
 
-func migrate(ctx context.Context, db *sql.DB) error {
+// IsPostgres reports whether where is the URL of a PostgreSQL database, and not a path.
+func IsPostgres(where string) bool {
+	return strings.HasPrefix(where, "postgres://") || strings.HasPrefix(where, "postgresql://")
+}
+
+// Shared reports whether several servers may work on this store.
+func (s *Store) Shared() bool { return s.clock != nil }
+
+func migrate(ctx context.Context, dialect goose.Dialect, db *sql.DB) error {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return err
 	}
-	provider, err := goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithSlog(slog.New(slog.DiscardHandler)))
+	provider, err := goose.NewProvider(dialect, db, files, goose.WithSlog(slog.New(slog.DiscardHandler)))
 	if err != nil {
 		return err
 	}
@@ -80,8 +83,32 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	return err
 }
 
-// Close waits for what runs and closes the file.
-func (s *Store) Close() error { return errors.Join(s.read.Close(), s.write.Close()) }
+// Close waits for what runs and closes the database.
+func (s *Store) Close() error {
+	if s.read == s.write {
+		return s.write.Close()
+	}
+	return errors.Join(s.read.Close(), s.write.Close())
+}
+
+// attempts is how often a transaction that another one broke is tried.
+const attempts = 6
+
+// transact runs fn in one transaction, again where the database gave up this
+// transaction for another one's sake. fn must have no other effects.
+func (s *Store) transact(ctx context.Context, fn func(ctx context.Context, tx bun.Tx) error) error {
+	for attempt := 1; ; attempt++ {
+		err := s.write.RunInTx(ctx, nil, fn)
+		if !isBroken(err) || attempt == attempts {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(rand.N(time.Duration(attempt) * 20 * time.Millisecond)):
+		}
+	}
+}
 
 // failure classifies an error of the database and says what was being done.
 func failure(op string, err error) error {
@@ -93,8 +120,9 @@ func failure(op string, err error) error {
 		return err
 	}
 	e := &switchback.Error{Code: switchback.CodeInternal, Op: "store", Message: op, Err: err}
-	var lite *sqlite.Error
 	switch {
+	case notConnected(err):
+		e.Code, e.Hint = switchback.CodeUnavailable, pgAway
 	case errors.Is(err, sql.ErrNoRows):
 		e.Code, e.Message, e.Err = switchback.CodeNotFound, op+": does not exist", nil
 	case isUnique(err):
@@ -103,31 +131,28 @@ func failure(op string, err error) error {
 		e.Code = switchback.CodeTimeout
 	case errors.Is(err, context.Canceled):
 		e.Code = switchback.CodeCancelled
-	case errors.As(err, &lite):
-		switch lite.Code() & 0xff {
-		case sqlite3.SQLITE_FULL:
-			e.Code, e.Hint = switchback.CodeNoSpace, "free space on the file system of the server's database"
-		case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY:
-			e.Code = switchback.CodeUnavailable
-		case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
-			e.Code, e.Hint = switchback.CodeCorrupt, "restore the server's database from a backup"
+	default:
+		if code, hint := classifySQLite(err); code != "" {
+			e.Code, e.Hint = code, hint
+		} else if code, hint := classifyPostgres(err); code != "" {
+			e.Code, e.Hint = code, hint
 		}
 	}
 	return e
 }
 
 // isUnique reports whether err says that a key or unique index has the row already.
-func isUnique(err error) bool {
-	var lite *sqlite.Error
-	if !errors.As(err, &lite) {
-		return false
-	}
-	return lite.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || lite.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
-}
+func isUnique(err error) bool { return sqliteUnique(err) || postgresCode(err) == pgUnique }
 
-func isForeignKey(err error) bool {
-	var lite *sqlite.Error
-	return errors.As(err, &lite) && lite.Code() == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
+func isForeignKey(err error) bool { return sqliteForeignKey(err) || postgresCode(err) == pgForeignKey }
+
+// isBroken reports whether the transaction was given up for another one's sake.
+func isBroken(err error) bool {
+	switch postgresCode(err) {
+	case pgSerialization, pgDeadlock:
+		return true
+	}
+	return false
 }
 
 // changed returns how many rows a statement has changed.

@@ -41,15 +41,11 @@ type CA struct {
 	Now func() time.Time
 }
 
-// CreateCA makes the authority of a new installation and stores it in dir,
-// readable by the owner only. CodeConflict: dir holds one already.
-func CreateCA(dir, installation string) (*CA, error) {
+// NewCA makes the authority of a new installation. It is stored nowhere yet: see PEM.
+func NewCA(installation string) (*CA, error) {
 	if !installationPattern.MatchString(installation) {
 		return nil, switchback.Errorf(switchback.CodeInvalid, "%q is not a valid installation name", installation).
 			WithHint("lower-case letters, digits, dots and dashes")
-	}
-	if _, err := os.Stat(filepath.Join(dir, caFile)); !errors.Is(err, fs.ErrNotExist) {
-		return nil, switchback.Errorf(switchback.CodeConflict, "%s holds a certificate authority already", dir)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -71,11 +67,51 @@ func CreateCA(dir, installation string) (*CA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make CA certificate: %w", err)
 	}
-	keyPEM, err := encodeKey(key)
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("make CA certificate: %w", err)
+	}
+	return &CA{key: key, cert: cert, installation: installation}, nil
+}
+
+// PEM returns key and certificate of the authority: whoever has it can make
+// itself any agent, server or administrator of the installation.
+func (ca *CA) PEM() ([]byte, error) {
+	keyPEM, err := encodeKey(ca.key)
 	if err != nil {
 		return nil, err
 	}
-	if err := writeFile(dir, caFile, append(keyPEM, encodeCertificate(der)...)); err != nil {
+	return append(keyPEM, ca.CertificatePEM()...), nil
+}
+
+// ParseCA is the inverse of CA.PEM. CodeCorrupt: it is not.
+func ParseCA(data []byte) (*CA, error) {
+	b, err := parseBundle(data)
+	if err != nil {
+		return nil, switchback.Errorf(switchback.CodeCorrupt, "%v", err)
+	}
+	key, ok := b.key.(*ecdsa.PrivateKey)
+	if !ok || len(b.certs) != 1 || !b.certs[0].IsCA || len(b.certs[0].URIs) != 1 || !key.PublicKey.Equal(b.certs[0].PublicKey) {
+		return nil, switchback.Errorf(switchback.CodeCorrupt, "not a certificate authority of Switchback")
+	}
+	return &CA{key: key, cert: b.certs[0], installation: b.certs[0].URIs[0].Host}, nil
+}
+
+// CreateCA makes the authority of a new installation and stores it in dir,
+// readable by the owner only. CodeConflict: dir holds one already.
+func CreateCA(dir, installation string) (*CA, error) {
+	if _, err := os.Stat(filepath.Join(dir, caFile)); !errors.Is(err, fs.ErrNotExist) {
+		return nil, switchback.Errorf(switchback.CodeConflict, "%s holds a certificate authority already", dir)
+	}
+	ca, err := NewCA(installation)
+	if err != nil {
+		return nil, err
+	}
+	data, err := ca.PEM()
+	if err != nil {
+		return nil, err
+	}
+	if err := writeFile(dir, caFile, data); err != nil {
 		return nil, fmt.Errorf("store CA: %w", err)
 	}
 	return OpenCA(dir)
@@ -91,16 +127,11 @@ func OpenCA(dir string) (*CA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open CA: %w", err)
 	}
-	corrupt := func(err error) error { return switchback.Errorf(switchback.CodeCorrupt, "%s: %v", path, err) }
-	b, err := parseBundle(data)
+	ca, err := ParseCA(data)
 	if err != nil {
-		return nil, corrupt(err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	key, ok := b.key.(*ecdsa.PrivateKey)
-	if !ok || len(b.certs) != 1 || !b.certs[0].IsCA || len(b.certs[0].URIs) != 1 || !key.PublicKey.Equal(b.certs[0].PublicKey) {
-		return nil, corrupt(errors.New("not a certificate authority of Switchback"))
-	}
-	return &CA{key: key, cert: b.certs[0], installation: b.certs[0].URIs[0].Host}, nil
+	return ca, nil
 }
 
 // Installation returns the name of the trust domain.

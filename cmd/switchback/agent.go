@@ -47,7 +47,7 @@ func (c *cli) agentCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cfg.Objects = &place
+			cfg.Objects = place
 		}
 		log, err := newLogger(cmd.ErrOrStderr(), logLevel)
 		if err != nil {
@@ -63,7 +63,7 @@ func (c *cli) agentCommand() *cobra.Command {
 		}
 		defer hv.Close()
 		cfg.Hypervisor, cfg.Logger, cfg.Version = hv, log, version
-		cfg.Credentials, cfg.Address, cfg.ServerAddress = joined.Credentials, joined.Address, joined.Server
+		cfg.Credentials, cfg.Address, cfg.ServerAddress, cfg.Servers = joined.Credentials, joined.Address, joined.Server, joined.Servers
 		if cfg.Listen == "" {
 			cfg.Listen = joined.Address
 		}

@@ -26,18 +26,18 @@ func keyCommand() *cobra.Command {
 	return key
 }
 
-// readObjectStore reads the file that names an agent's object store.
-func readObjectStore(file string) (objectstore.Config, error) {
-	var c objectstore.Config
+// readObjectStore reads a file that names a place in an object store.
+func readObjectStore(file string) (*objectstore.Config, error) {
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return c, switchback.Errorf(switchback.CodeInvalid, "object store: %w", err)
+		return nil, switchback.Errorf(switchback.CodeInvalid, "object store: %w", err)
 	}
+	var c objectstore.Config
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&c); err != nil {
-		return c, switchback.Errorf(switchback.CodeInvalid, "object store: %s: %w", file, err).
+		return nil, switchback.Errorf(switchback.CodeInvalid, "object store: %s: %w", file, err).
 			WithHint(`it holds {"endpoint": …, "bucket": …, "prefix": …, "region": …, "credentials_file": …}`)
 	}
-	return c, c.Validate()
+	return &c, c.Validate()
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/switchback-dr/switchback/operation"
 	"github.com/switchback-dr/switchback/replicator"
 	"github.com/switchback-dr/switchback/server"
+	"github.com/switchback-dr/switchback/store/postgrestest"
 	"github.com/switchback-dr/switchback/transport"
 )
 
@@ -35,7 +36,10 @@ import (
 // commands they have
 //
 //	switchback STATUS ARGS...   run the program; it must end with that status
-//	start-server                start a server and point the program at it
+//	start-server [URL]          start a server, on that database, and point the program at it
+//	stop-server                 end it
+//	rename OLD NEW              of a file or folder
+//	postgres                    start PostgreSQL; $POSTGRES is an empty database
 //	start-agent SITE [VM...]    join a scripted agent of the site, whose hypervisor runs these VMs
 //	stop-agent SITE             it neither answers nor reports any more
 //	agent-fails SITE ACTION     its next such action fails
@@ -63,7 +67,20 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("exit status %d, want %s\n%s", status, args[0], &w.stderr)
 				}
 			},
-			"start-server": func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(ts.Value("world").(*world).serve()) },
+			"start-server": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(ts.Value("world").(*world).serve(strings.Join(args, "")))
+			},
+			"stop-server": func(ts *testscript.TestScript, _ bool, _ []string) {
+				w := ts.Value("world").(*world)
+				w.stopServer()
+				w.stopServer = nil
+			},
+			"rename": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(os.Rename(ts.MkAbs(args[0]), ts.MkAbs(args[1])))
+			},
+			"postgres": func(ts *testscript.TestScript, _ bool, _ []string) {
+				ts.Setenv("POSTGRES", postgrestest.Start(t).Database())
+			},
 			"start-agent": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(ts.Value("world").(*world).join(args[0], args[1:]))
 			},
@@ -155,12 +172,12 @@ func freeAddress() (string, error) {
 	return ln.Addr().String(), ln.Close()
 }
 
-func (w *world) serve() error {
+func (w *world) serve(where string) error {
 	address, err := freeAddress()
 	if err != nil {
 		return err
 	}
-	s, err := server.Open(context.Background(), server.Config{StateDir: filepath.Join(w.env.WorkDir, "server"), Listen: []string{address}, Version: "test"})
+	s, err := server.Open(context.Background(), server.Config{StateDir: filepath.Join(w.env.WorkDir, "server"), Store: where, Listen: []string{address}, Version: "test"})
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,8 @@ func Run(t *testing.T, open func(t *testing.T) *store.Store) {
 		"cancel or irreversible":    cancelOrIrreversible,
 		"operation reopened":        operationReopened,
 		"operation log":             operationLog,
+		"operation log raced":       operationLogRaced,
+		"reopened or superseded":    reopenedOrSuperseded,
 		"operations listed by page": operationsListed,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, open(t)) })
@@ -398,6 +400,59 @@ func operationLog(t *testing.T, s *store.Store) {
 	same(t, must(s.OperationLog(ctx, "op-1", 0))(t), []operation.LogLine{one, two})
 	same(t, must(s.OperationLog(ctx, "op-1", 1))(t), []operation.LogLine{two})
 	same(t, must(s.OperationLog(ctx, "op-2", 0))(t), []operation.LogLine{one})
+}
+
+// operationLogRaced: of lines written at once none is lost, and none has another's sequence.
+func operationLogRaced(t *testing.T, s *store.Store) {
+	ok(t, s.CreateOperation(ctx, record("op-1", "")))
+	race(4, func(i int) {
+		for range 10 {
+			if err := s.AppendOperationLog(ctx, "op-1", operation.LogLine{Time: t0, Message: fmt.Sprint(i)}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	lines := must(s.OperationLog(ctx, "op-1", 0))(t)
+	same(t, len(lines), 40)
+	for i, line := range lines {
+		same(t, line.Sequence, int64(i+1))
+	}
+}
+
+// reopenedOrSuperseded: a failed operation is not retried beside a newer one of
+// its VM, also when that one comes and ends at the same moment.
+func reopenedOrSuperseded(t *testing.T, s *store.Store) {
+	for i := range 12 {
+		p := switchback.ProtectionID(fmt.Sprint("p-", i))
+		old, newer := switchback.OperationID(fmt.Sprintf("op-%02d-a", i)), switchback.OperationID(fmt.Sprintf("op-%02d-b", i))
+		ok(t, s.CreateOperation(ctx, record(old, p)))
+		end(t, s, old, operation.StateFailed)
+		rec := must(s.Operation(ctx, old))(t)
+		var reopened, created error
+		race(2, func(which int) {
+			if which == 0 {
+				reopened = s.ReopenOperation(ctx, operation.Reopen(rec))
+				return
+			}
+			if created = s.CreateOperation(ctx, record(newer, p)); created == nil {
+				rec, err := s.ClaimOperation(ctx, newer, "srv", t0, t0.Add(time.Minute))
+				if err == nil {
+					_, err = s.SaveOperation(ctx, operation.End(rec, operation.StateSucceeded, t0))
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		for _, err := range []error{reopened, created} {
+			if err != nil {
+				code(t, err, switchback.CodeConflict)
+			}
+		}
+		if (reopened == nil) == (created == nil) {
+			t.Fatalf("reopened: %v, superseded: %v", reopened, created)
+		}
+	}
 }
 
 func operationsListed(t *testing.T, s *store.Store) {
