@@ -65,6 +65,10 @@ func Socket(dir string) string { return filepath.Join(dir, "hypervisor.sock") }
 // HookPath is where the agent of a host installs its hook.
 func HookPath(dir string) string { return filepath.Join(dir, "hooks", "qemu.d", "50-switchback") }
 
+// PIDFile is in the place of libvirtd's, whom an agent tells of a new hook. There
+// is none: hooks are looked for at each start.
+func PIDFile(dir string) string { return filepath.Join(dir, "libvirtd.pid") }
+
 // ConsolePath is where a guest's program speaks.
 func ConsolePath(dir string, vm switchback.VMUUID) string {
 	return filepath.Join(dir, "console", string(vm)+".log")
