@@ -3,11 +3,13 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"sync"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/internal/killpoint"
 	"github.com/switchback-dr/switchback/replicator"
 )
 
@@ -102,7 +104,9 @@ func (tt *taskTable) start(req agentapi.Task, act action) *task {
 	tt.tasks[req.Key] = t
 	tt.wg.Go(func() {
 		defer cancel()
+		taskLine(req, killpoint.BeforeEffect)
 		result, err := act(ctx, t, req)
+		taskLine(req, killpoint.AfterEffect)
 		var raw json.RawMessage
 		if err == nil && result != nil {
 			raw, err = json.Marshal(result)
@@ -117,6 +121,17 @@ func (tt *taskTable) start(req agentapi.Task, act action) *task {
 		close(t.done)
 	})
 	return t
+}
+
+// taskLine is a place where tests kill the process; see internal/killpoint. The
+// scope is the action; the step is in the key, "operation/step[/undo]/action".
+func taskLine(req agentapi.Task, at killpoint.Line) {
+	if !killpoint.Armed() {
+		return
+	}
+	if _, rest, ok := strings.Cut(strings.TrimSuffix(req.Key, "/"+req.Action), "/"); ok {
+		killpoint.At("agent", req.Action, rest, at)
+	}
 }
 
 func (tt *taskTable) cancel(key string) {

@@ -14,6 +14,7 @@ import (
 	"github.com/switchback-dr/switchback/api"
 	"github.com/switchback-dr/switchback/hypervisor"
 	"github.com/switchback-dr/switchback/hypervisor/simulated"
+	"github.com/switchback-dr/switchback/internal/killpoint"
 	"github.com/switchback-dr/switchback/lab/simlab"
 	"github.com/switchback-dr/switchback/operation"
 	"github.com/switchback-dr/switchback/recovery"
@@ -44,6 +45,7 @@ type bed struct {
 	t       testing.TB
 	client  *api.Client
 	machine simlab.Machine
+	kills   string // specs of kill points, a folder per process
 }
 
 // memoryDir makes a directory in memory where the system has one.
@@ -60,14 +62,21 @@ func memoryDir(t testing.TB) string {
 	return dir
 }
 
-func newBed(t testing.TB, env ...string) *bed {
+func newBed(t testing.TB) *bed {
 	t.Helper()
 	dir := memoryDir(t)
-	l, err := simlab.Up(context.Background(), simlab.Config{Dir: filepath.Join(dir, "l"), Executable: executable, Environment: env})
+	kills := filepath.Join(dir, "k")
+	for _, name := range []string{simlab.Server, simlab.Primary, simlab.Recovery} {
+		if err := os.MkdirAll(filepath.Join(kills, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := simlab.Up(context.Background(), simlab.Config{Dir: filepath.Join(dir, "l"), Executable: executable,
+		Environment: func(name string) []string { return []string{killpoint.Environment + "=" + filepath.Join(kills, name)} }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bed{Lab: l, t: t}
+	b := &bed{Lab: l, t: t, kills: kills}
 	t.Cleanup(func() {
 		if t.Failed() {
 			b.keepLogs()

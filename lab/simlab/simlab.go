@@ -46,8 +46,8 @@ type Config struct {
 	Dir string
 	// Executable is the switchback binary.
 	Executable string
-	// Environment is added to that of server and agents, "KEY=value".
-	Environment []string
+	// Environment adds to that of server or agent, "KEY=value"; nil = nothing.
+	Environment func(name string) []string
 }
 
 // Lab is a running lab.
@@ -172,7 +172,10 @@ func (l *Lab) command(name string) *exec.Cmd {
 		cmd = exec.Command(l.cfg.Executable, "agent", "--state", l.StateDir(name), "--run", l.RunDir(name), "--listen", l.address(name),
 			"--storage-reserve", fmt.Sprint(1<<20), "--hypervisor", "simulated:"+l.HostDir(name))
 	}
-	cmd.Env = append(os.Environ(), l.cfg.Environment...)
+	cmd.Env = os.Environ()
+	if l.cfg.Environment != nil {
+		cmd.Env = append(cmd.Env, l.cfg.Environment(name)...)
+	}
 	return cmd
 }
 
