@@ -45,6 +45,7 @@ type bed struct {
 	t       testing.TB
 	client  *api.Client
 	machine simlab.Machine
+	at      situation
 	kills   string // specs of kill points, a folder per process
 }
 
