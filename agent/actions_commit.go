@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -391,6 +392,15 @@ func (a *Agent) retire(ctx context.Context, _ *task, v *vm, req agentapi.Task, p
 	return agentapi.RetireResult{Seeds: as.Disks}, nil
 }
 
+// removeEmpty removes a folder in which nothing is left.
+func removeEmpty(dir string) error {
+	err := os.Remove(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, syscall.EEXIST) {
+		return nil
+	}
+	return err
+}
+
 // release ends the protection at this agent and says what it removed and left.
 func (a *Agent) release(ctx context.Context, _ *task, req agentapi.Task, p agentapi.ReleaseParams) (any, error) {
 	v, err := a.vm(req.Protection)
@@ -445,7 +455,17 @@ func (a *Agent) release(ctx context.Context, _ *task, req agentapi.Task, p agent
 	}
 	switch {
 	case as.Role == agentapi.RoleSource || as.Role == agentapi.RoleActive:
-		// The VM lives here: nothing of it is touched.
+		// The VM lives here: nothing of it is touched but what was set aside of
+		// switches that were taken back.
+		if as.Dir != "" {
+			snapshots := filepath.Join(as.Dir, "snapshots")
+			if err := remove(snapshots); err != nil {
+				return nil, err
+			}
+			if err := removeEmpty(as.Dir); err != nil {
+				return nil, err
+			}
+		}
 	case defined:
 		// The disks belong to a VM that is defined here: only the journal is ours.
 		if as.ReplicaDir != "" {

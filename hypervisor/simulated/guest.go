@@ -64,7 +64,7 @@ type guest struct {
 	socket  string
 	disks   []string
 	console string
-	boot    int
+	boot    int64
 	first   bool // the machine has not run before
 	log     func(msg string, args ...any)
 	off     func() error
@@ -85,7 +85,7 @@ type guest struct {
 // startGuest starts the program, not yet let run. The domain's lock is held.
 func (d *domain) startGuest(first bool) {
 	h := d.host
-	g := &guest{program: programOf(d.s.Live.Definition), socket: d.nbdSocket(), console: ConsolePath(h.dir, d.uuid), boot: d.s.Boots, first: first,
+	g := &guest{program: programOf(d.s.Live.Definition), socket: d.nbdSocket(), console: ConsolePath(h.dir, d.uuid), boot: d.s.Boot, first: first,
 		done: make(chan struct{}), button: make(chan struct{}), changed: make(chan struct{})}
 	if parsed, err := libvirt.ParseDefinition(d.s.Live.Definition); err == nil {
 		for _, disk := range parsed.Disks {
@@ -255,8 +255,8 @@ type Console struct {
 
 // Boot is one boot and what followed.
 type Boot struct {
-	// Number of the machine's start at this host.
-	Number int
+	// Number of the start, as in PowerEvent.Boot.
+	Number int64
 	// What the ring held when it booted.
 	Found Found
 	// Acked is the newest record that was on the disks; 0 = none in this boot.
@@ -284,7 +284,7 @@ func ReadConsole(path string) (Console, error) {
 		}
 		n, _ := strconv.ParseUint(string(f[1]), 10, 64) // an error line has none
 		if string(f[0]) == "boot" {
-			boot := Boot{Number: int(n)}
+			boot := Boot{Number: int64(n)}
 			if len(f) > 2 {
 				_, err := fmt.Sscanf(string(bytes.Join(f[2:], []byte(" "))), "highest=%d records=%d damaged=%d", &boot.Found.Highest, &boot.Found.Records, &boot.Found.Damaged)
 				if err != nil {

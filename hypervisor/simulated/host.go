@@ -52,7 +52,7 @@ type saved struct {
 	Definition  string                  `json:"definition"` // "" = transient
 	Autostart   bool                    `json:"autostart"`
 	Checkpoints []hypervisor.Checkpoint `json:"checkpoints"` // parents first
-	Boots       int                     `json:"boots"`
+	Boot        int64                   `json:"boot"`        // of the last start; see PowerEvent
 	Live        *live                   `json:"live,omitempty"`
 }
 

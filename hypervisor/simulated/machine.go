@@ -131,7 +131,7 @@ func (d *domain) launch() error {
 		}
 	}
 	d.mon = mon
-	d.s.Boots++
+	d.s.Boot = time.Now().UnixMicro()
 	d.s.Live = &live{Definition: d.s.Definition, PID: cmd.Process.Pid, Paused: true, Nodes: map[string]string{}, Jobs: map[string]blockJob{}}
 	if err := d.attach(parsed); err != nil {
 		mon.conn.Close()

@@ -34,8 +34,8 @@ type PowerEvent struct {
 	Host string            `json:"host"`
 	VM   switchback.VMUUID `json:"vm"`
 	Kind PowerKind         `json:"kind"`
-	// Boot numbers the machine's starts at this host.
-	Boot int `json:"boot"`
+	// Boot names the start of the machine's process: microseconds since 1970.
+	Boot int64 `json:"boot"`
 	// Epoch is the one that its overlays are named after; 0 = it runs on plain disks.
 	Epoch  int    `json:"epoch,omitempty"`
 	Detail string `json:"detail,omitempty"`
@@ -44,7 +44,7 @@ type PowerEvent struct {
 var overlayEpoch = regexp.MustCompile(`/overlay-(\d+)-`)
 
 func (h *Host) power(d *domain, kind PowerKind, detail string) {
-	e := PowerEvent{Time: time.Now(), Host: h.cfg.Name, VM: d.uuid, Kind: kind, Boot: d.s.Boots, Detail: detail}
+	e := PowerEvent{Time: time.Now(), Host: h.cfg.Name, VM: d.uuid, Kind: kind, Boot: d.s.Boot, Detail: detail}
 	if d.s.Live != nil {
 		if m := overlayEpoch.FindStringSubmatch(d.s.Live.Definition); m != nil {
 			e.Epoch, _ = strconv.Atoi(m[1]) // digits

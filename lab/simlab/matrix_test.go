@@ -206,12 +206,40 @@ func (s situation) phase() switchback.Phase {
 }
 
 // spec arms a line of a process and returns the file that says it was hit.
-func (b *bed) spec(process, text string) (hit string) {
+func (b *bed) spec(process, name, text string) (hit string) {
 	b.t.Helper()
-	file := filepath.Join(b.kills, process, "cell")
+	file := filepath.Join(b.kills, process, name)
 	b.must(os.WriteFile(file+".new", []byte(text), 0o600))
 	b.must(os.Rename(file+".new", file+".spec"))
 	return file + ".hit"
+}
+
+func isThere(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// beginUnanswered asks for an operation whose server may die before it answers.
+func (b *bed) beginUnanswered(kind recovery.Kind, hit string) {
+	b.t.Helper()
+	b.until(string(kind)+" is accepted", func() (bool, string) {
+		_, err := b.client.Request(b.t.Context(), b.machine.Name, kind, b.request(kind))
+		return err == nil || isThere(hit), fmt.Sprint(err)
+	})
+}
+
+// newest is the operation that was begun last; it must be of the kind.
+func (b *bed) newest(kind recovery.Kind) (id switchback.OperationID) {
+	b.t.Helper()
+	b.until("the operation is listed", func() (bool, string) {
+		ops, err := b.client.Operations(b.t.Context(), "", false, 1)
+		if err != nil || len(ops) == 0 {
+			return false, fmt.Sprint(err)
+		}
+		id = ops[0].ID
+		return ops[0].Kind == string(kind), ops[0].Title
+	})
+	return id
 }
 
 // run brings the VM to where the cell begins, runs its operation, kills, and judges.
@@ -240,20 +268,21 @@ func (b *bed) run(c cell) {
 		}
 		return killpoint.Spec("agent", scope, step, line)
 	}
-	var id switchback.OperationID
+	arm := hold + spec(scope, c.Step, c.Line)
+	var hit string
 	if c.Undo {
 		// Held where it can last be cancelled, the cell is armed and the cancel asked for.
-		waits := b.spec(simlab.Server, "hold "+killpoint.Spec("server", string(c.Kind), p.cancelAt, killpoint.BeforeEffect))
-		id = b.begin(c.Kind, b.request(c.Kind))
-		b.awaitHit(waits, id)
+		waits := b.spec(simlab.Server, "cancel", "hold "+killpoint.Spec("server", string(c.Kind), p.cancelAt, killpoint.BeforeEffect))
+		id := b.begin(c.Kind, b.request(c.Kind))
+		b.awaitHit(waits)
+		hit = b.spec(process, "cell", arm)
 		b.must(b.client.CancelOperation(b.t.Context(), id))
-		b.must(os.Rename(waits, waits+".old"))
+		b.must(os.Remove(waits))
+	} else {
+		hit = b.spec(process, "cell", arm)
+		b.beginUnanswered(c.Kind, hit)
 	}
-	hit := b.spec(process, hold+spec(scope, c.Step, c.Line))
-	if !c.Undo {
-		id = b.begin(c.Kind, b.request(c.Kind))
-	}
-	b.awaitHit(hit, id)
+	b.awaitHit(hit)
 	if hold == "" {
 		b.awaitGone(process)
 	} else {
@@ -262,7 +291,7 @@ func (b *bed) run(c cell) {
 	restarted := time.Now()
 	b.must(b.Start(b.t.Context(), victim))
 	b.must(os.Remove(hit))
-	rec := b.end(id)
+	rec := b.end(b.newest(c.Kind))
 	b.t.Logf("%s is %s %v after the restart", rec.Title, rec.State, time.Since(restarted).Round(time.Millisecond))
 	want, to := operation.StateSucceeded, p.to
 	if c.Undo {
@@ -282,24 +311,26 @@ func (b *bed) pathFrom(kind recovery.Kind) path {
 	return p
 }
 
-// awaitHit waits until a line was reached. An operation that ends without has
-// not passed it.
-func (b *bed) awaitHit(hit string, id switchback.OperationID) {
+// awaitHit waits until a line was reached. Where no operation runs any more it
+// will not be.
+func (b *bed) awaitHit(hit string) {
 	b.t.Helper()
-	ended := time.Time{}
+	idle := time.Time{}
 	b.until("the line is reached", func() (bool, string) {
-		if _, err := os.Stat(hit); err == nil {
+		if isThere(hit) {
 			return true, ""
 		}
-		rec, err := b.client.Operation(b.t.Context(), id)
-		if err == nil && rec.State.Finished() {
-			if ended.IsZero() {
-				ended = time.Now()
-			} else if time.Since(ended) > 2*time.Second {
-				b.t.Fatalf("the kill did not hit: the operation is %s: %v", rec.State, rec.Error)
-			}
+		ops, err := b.client.Operations(b.t.Context(), "", true, 1)
+		switch {
+		case err != nil || len(ops) > 0:
+			idle = time.Time{}
+		case idle.IsZero():
+			idle = time.Now()
+		case time.Since(idle) > 2*time.Second:
+			all, err := b.client.Operations(b.t.Context(), "", false, 1)
+			b.t.Fatalf("the kill did not hit: %v %+v", err, all)
 		}
-		return false, fmt.Sprintf("%v %s %+v", err, rec.State, rec.Steps)
+		return false, fmt.Sprintf("%v %+v", err, ops)
 	})
 }
 
@@ -439,15 +470,16 @@ func (b *bed) content(active, old string, before facts) {
 		boot simulated.Boot
 	}
 	var runs []run
-	seen := map[string]int{}
-	for _, e := range b.powerLog() {
-		if e.Kind != simulated.PowerRun {
-			continue
+	booted := map[string]simulated.Boot{}
+	for _, s := range simlab.Sites {
+		for _, boot := range b.console(s).Boots {
+			booted[fmt.Sprint(s, boot.Number)] = boot
 		}
-		boots := b.console(e.Host).Boots
-		if n := seen[e.Host]; n < len(boots) {
-			runs = append(runs, run{e.Host, boots[n]})
-			seen[e.Host]++
+	}
+	for _, e := range b.powerLog() {
+		// A machine that was turned off before its guest was up has read and written nothing.
+		if boot, ok := booted[fmt.Sprint(e.Host, e.Boot)]; ok && e.Kind == simulated.PowerRun {
+			runs = append(runs, run{e.Host, boot})
 		}
 	}
 	if len(runs) < 2 {
@@ -458,15 +490,15 @@ func (b *bed) content(active, old string, before facts) {
 		return
 	}
 	// Abandoned on purpose: the run before the last was away, and ended by a cancel.
-	if len(runs) >= 3 && runs[len(runs)-3].site == last.site && last.boot.Found.Highest >= runs[len(runs)-3].boot.Acked && b.wasCancelled(previous.boot.Acked, last.boot.Found.Highest) {
+	if len(runs) >= 3 && runs[len(runs)-3].site == last.site && last.boot.Found.Highest >= runs[len(runs)-3].boot.Acked && b.wasCancelled() {
 		return
 	}
 	b.t.Errorf("at %s it found %+v, at %s record %d was acknowledged before", last.site, last.boot.Found, previous.site, previous.boot.Acked)
 }
 
 // wasCancelled reports whether the last switch was taken back.
-func (b *bed) wasCancelled(_, _ uint64) bool {
-	ops, err := b.client.Operations(b.t.Context(), b.machine.Name, false, 5)
+func (b *bed) wasCancelled() bool {
+	ops, err := b.client.Operations(b.t.Context(), "", false, 5)
 	b.must(err)
 	for _, o := range ops {
 		switch recovery.Kind(o.Kind) {

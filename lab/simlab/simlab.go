@@ -321,8 +321,13 @@ func (l *Lab) Down(ctx context.Context) error {
 	}
 	for _, site := range Sites {
 		if d := l.drivers[site]; d != nil {
-			if l.Process(hostOf(site)).Alive() {
-				errs = append(errs, d.PowerCut(ctx))
+			if host := l.Process(hostOf(site)); host.Alive() {
+				limited, cancel := context.WithTimeout(ctx, 20*time.Second)
+				err := d.PowerCut(limited)
+				cancel()
+				if err != nil {
+					errs = append(errs, err, host.Signal(syscall.SIGQUIT)) // its log says where it is stuck
+				}
 			}
 			d.Close()
 		}
