@@ -15,7 +15,7 @@ export GOFLAGS += -buildvcs=false
 # There is no C here; saying so for all commands lets build and test share Go's cache.
 export CGO_ENABLED := 0
 
-.PHONY: build demo test bench lint clean
+.PHONY: build demo test crash-matrix bench lint clean
 
 build:
 	go build -ldflags "-X main.version=$(VERSION)" -o switchback ./cmd/switchback
@@ -33,6 +33,13 @@ test:
 	go vet ./...
 	go test -count=1 -p 2 -timeout 40m $(TESTFLAGS) ./...
 
+# kill -9 at every line that matters, on simulated hypervisors; ends with "N cells, N failed".
+crash-matrix:
+	scripts/install-packages.sh test
+	@rm -f crash-matrix.txt
+	@go test -count=1 -timeout 4h ./lab/simlab -run '^TestCrashMatrix$$' -matrix.full -matrix.report=$(CURDIR)/crash-matrix.txt; \
+		status=$$?; tail -n 1 crash-matrix.txt; exit $$status
+
 # Against the tools that people use today; writes bench.json.
 bench:
 	scripts/install-packages.sh bench
@@ -48,4 +55,4 @@ lint:
 	else echo "staticcheck cannot be fetched here: skipped"; fi
 
 clean:
-	rm -f switchback demo.json bench.json
+	rm -f switchback demo.json bench.json crash-matrix.txt

@@ -154,3 +154,21 @@ func (c cell) process(active string) string {
 func (c cell) atItsOwnLine() bool {
 	return c.Victim == victimServer || slices.Contains(carriedOut[string(c.Kind)+"/"+c.Step], c.Victim)
 }
+
+// TestCells holds the tables against the registry, without running anything.
+func TestCells(t *testing.T) {
+	cells := allCells(t)
+	for step := range carriedOut {
+		if !slices.ContainsFunc(cells, func(c cell) bool { return string(c.Kind)+"/"+c.Step == step }) {
+			t.Errorf("no operation has the step %s", step)
+		}
+	}
+	seen := map[string]bool{}
+	for _, c := range cells {
+		if seen[c.String()] {
+			t.Errorf("cell %s is there twice", c)
+		}
+		seen[c.String()] = true
+	}
+	t.Logf("%d cells", len(cells))
+}
