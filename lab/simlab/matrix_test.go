@@ -498,7 +498,7 @@ func (b *bed) content(active, old string, before facts) {
 
 // wasCancelled reports whether the last switch was taken back.
 func (b *bed) wasCancelled() bool {
-	ops, err := b.client.Operations(b.t.Context(), "", false, 5)
+	ops, err := b.client.Operations(b.t.Context(), "", false, 500)
 	b.must(err)
 	for _, o := range ops {
 		switch recovery.Kind(o.Kind) {
