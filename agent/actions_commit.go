@@ -13,6 +13,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/internal/killpoint"
 	"github.com/switchback-dr/switchback/qemu"
 )
 
@@ -52,6 +53,7 @@ func (a *Agent) fold(ctx context.Context, t *task, v *vm, req agentapi.Task, _ s
 	if err := replica.Fold(ctx, run.Sequence, v.openFoldWriter); err != nil {
 		return nil, err
 	}
+	taskLine(req, killpoint.Within)
 	return agentapi.FoldResult{Bytes: bytes}, v.changeRun(func(r *Run) { r.Folded = true })
 }
 
@@ -91,6 +93,7 @@ func (a *Agent) collapse(ctx context.Context, t *task, v *vm, req agentapi.Task,
 	if err := v.stopView(run); err != nil {
 		return nil, err
 	}
+	taskLine(req, killpoint.Within)
 	for _, d := range as.Disks {
 		t.Report("merging disk "+d.Name+" into its base", nil)
 		if err := v.mergeIntoBase(ctx, d, run); err != nil {
@@ -356,6 +359,7 @@ func (a *Agent) settle(ctx context.Context, _ *task, v *vm, req agentapi.Task, _
 	if err != nil {
 		return nil, err
 	}
+	taskLine(req, killpoint.Within)
 	v.closeReplica()
 	return r, sweep(as.Dir)
 }

@@ -14,6 +14,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/internal/killpoint"
 	"github.com/switchback-dr/switchback/qemu"
 	"github.com/switchback-dr/switchback/replicator"
 )
@@ -78,6 +79,13 @@ func (a *Agent) start(ctx context.Context, t *task, v *vm, req agentapi.Task, p 
 			return nil, err
 		}
 	}
+	// Its checkpoint, whose bitmaps go with the overlays, would be in the way of
+	// the one that is taken below.
+	if err == nil && !run.Started {
+		if err := a.hv.DeleteCheckpoint(ctx, as.VM, run.Checkpoint); err != nil {
+			return nil, err
+		}
+	}
 	sources := map[string]hypervisor.DiskSource{}
 	for _, d := range as.Disks {
 		path := run.Overlays[d.Name]
@@ -107,6 +115,7 @@ func (a *Agent) start(ctx context.Context, t *task, v *vm, req agentapi.Task, p 
 	if err := a.hv.CreateCheckpoint(ctx, as.VM, run.Checkpoint, diskNames(as.Disks)); err != nil {
 		return nil, err
 	}
+	taskLine(req, killpoint.Within)
 	// Started is made durable before the guest may write: from here on the
 	// overlays are never made anew.
 	now := time.Now()
@@ -338,6 +347,7 @@ func (a *Agent) abandon(ctx context.Context, t *task, v *vm, req agentapi.Task, 
 		if err := v.keepWrites(ctx, as, run); err != nil {
 			return nil, err
 		}
+		taskLine(req, killpoint.Within)
 		replica, err := v.openReplica()
 		if err != nil {
 			return nil, err

@@ -18,6 +18,7 @@ type monitor struct {
 	mu   sync.Mutex // held over a command
 	// answers carries what is no event; closed when the connection is lost.
 	answers chan answer
+	greeted chan struct{}
 	gone    chan struct{}
 }
 
@@ -41,8 +42,19 @@ func dialMonitor(socket string) (*monitor, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &monitor{conn: conn, answers: make(chan answer, 1), gone: make(chan struct{})}
+	m := &monitor{conn: conn, answers: make(chan answer, 1), greeted: make(chan struct{}), gone: make(chan struct{})}
 	go m.receive()
+	// What is sent before the greeting may be read by two of QEMU's threads at
+	// once, each a part of it, while the monitor moves to its own.
+	select {
+	case <-m.greeted:
+	case <-m.gone:
+		conn.Close()
+		return nil, errGone
+	case <-time.After(commandTime):
+		conn.Close()
+		return nil, switchback.Errorf(switchback.CodeTimeout, "the machine's process does not answer")
+	}
 	if err := m.do("qmp_capabilities", nil, nil); err != nil {
 		conn.Close()
 		return nil, err
@@ -59,7 +71,10 @@ func (m *monitor) receive() {
 		if err := d.Decode(&a); err != nil {
 			return
 		}
-		if a.Event == "" && a.QMP == nil {
+		switch {
+		case a.QMP != nil:
+			close(m.greeted)
+		case a.Event == "":
 			m.answers <- a
 		}
 	}

@@ -24,11 +24,12 @@ type Line string
 
 const (
 	BeforeEffect Line = "before-effect" // the intention is durable
+	Within       Line = "within-effect" // a part of it is done; not every step has such a line
 	AfterEffect  Line = "after-effect"  // the outcome is not known to anybody else
 	AfterOutcome Line = "after-outcome" // it is durable, or told
 )
 
-// Lines are all, in order.
+// Lines are those of every step, in order.
 var Lines = []Line{BeforeEffect, AfterEffect, AfterOutcome}
 
 // Environment is the variable that cmd/switchback arms the process with.

@@ -160,7 +160,7 @@ func (b *bed) end(id switchback.OperationID) operation.Record {
 	b.until("the operation ends", func() (bool, string) {
 		var err error
 		rec, err = b.client.Operation(b.t.Context(), id)
-		return err == nil && rec.State.Finished(), fmt.Sprintf("%v %s %+v", err, rec.State, rec.Steps)
+		return err == nil && rec.State.Finished(), fmt.Sprintf("%v %s: %s", err, rec.State, steps(rec))
 	})
 	return rec
 }

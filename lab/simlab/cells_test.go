@@ -105,6 +105,17 @@ func impossible(c cell) string {
 	return ""
 }
 
+// within are steps whose effect has a line of its own in the middle, by the
+// agent that passes it.
+var within = map[string]string{
+	"failover/start": victimTarget, "failback/start": victimTarget,
+	"commit/fold": victimSource, "failback/commit-fold": victimTarget,
+	"commit/collapse": victimSource, "failback/commit-collapse": victimTarget,
+	"commit/settle": victimSource, "failback/commit-settle": victimTarget,
+	"cancel/undo":        victimSource,
+	"failover/hold/undo": victimTarget, "failback/hold/undo": victimTarget,
+}
+
 // allCells makes every cell of every step of the registry.
 func allCells(t testing.TB) []cell {
 	t.Helper()
@@ -114,6 +125,10 @@ func allCells(t testing.TB) []cell {
 	}
 	var cells []cell
 	add := func(c cell) {
+		if victim, ok := within[string(c.Kind)+"/"+c.Step]; ok {
+			c.Line, c.Victim = killpoint.Within, victim
+			cells = append(cells, c)
+		}
 		for _, line := range killpoint.Lines {
 			for _, victim := range []string{victimServer, victimSource, victimTarget} {
 				c.Line, c.Victim = line, victim

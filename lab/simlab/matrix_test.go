@@ -298,10 +298,26 @@ func (b *bed) run(c cell) {
 		want, to = operation.StateCancelled, p.undone
 	}
 	if rec.State != want {
-		b.t.Fatalf("%s is %s, want %s: %v %+v", rec.Title, rec.State, want, rec.Error, rec.Steps)
+		b.t.Fatalf("%s is %s, want %s: %v; %s", rec.Title, rec.State, want, rec.Error, steps(rec))
 	}
 	b.at = to
 	b.judge(c, to, before)
+}
+
+// steps tells how far an operation has come.
+func steps(rec operation.Record) string {
+	var list []string
+	for _, s := range rec.Steps {
+		text := fmt.Sprintf("%s %s", s.Name, s.State)
+		if s.Error != nil {
+			text += ": " + s.Error.Error()
+		}
+		if s.UndoError != nil {
+			text += "; undo: " + s.UndoError.Error()
+		}
+		list = append(list, text)
+	}
+	return strings.Join(list, ", ")
 }
 
 // pathFrom is the path of a kind from where the VM is.
@@ -321,6 +337,10 @@ func (b *bed) awaitHit(hit string) {
 			return true, ""
 		}
 		ops, err := b.client.Operations(b.t.Context(), "", true, 1)
+		state := fmt.Sprint(err)
+		if len(ops) > 0 {
+			state = steps(ops[0])
+		}
 		switch {
 		case err != nil || len(ops) > 0:
 			idle = time.Time{}
@@ -328,9 +348,13 @@ func (b *bed) awaitHit(hit string) {
 			idle = time.Now()
 		case time.Since(idle) > 2*time.Second:
 			all, err := b.client.Operations(b.t.Context(), "", false, 1)
-			b.t.Fatalf("the kill did not hit: %v %+v", err, all)
+			b.must(err)
+			for _, rec := range all {
+				state = steps(rec)
+			}
+			b.t.Fatalf("the kill did not hit: %s", state)
 		}
-		return false, fmt.Sprintf("%v %+v", err, ops)
+		return false, state
 	})
 }
 
