@@ -96,7 +96,9 @@ func (d *domain) launch() error {
 		return err
 	}
 	defer said.Close()
-	cmd := exec.Command("qemu-storage-daemon", "--chardev", "socket,id=q,server=on,wait=off,path="+d.qmpSocket(), "--monitor", "chardev=q")
+	// wait=on: a client that comes while QEMU sets up its monitor would be greeted
+	// twice, and what it says in between be lost.
+	cmd := exec.Command("qemu-storage-daemon", "--chardev", "socket,id=q,server=on,wait=on,path="+d.qmpSocket(), "--monitor", "chardev=q")
 	cmd.Stdout, cmd.Stderr = said, said
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // outlives the daemon
@@ -332,9 +334,11 @@ func (d *domain) noteGone(mon *monitor, detail string) error {
 	if d.mon != mon || mon == nil {
 		return nil
 	}
-	for range 2000 { // its socket closes a moment before its locks
-		if !processExists(d.s.Live.PID) {
-			break
+	for i := 0; processExists(d.s.Live.PID); i++ { // its socket closes a moment before its locks
+		if i == 2000 { // one that has lost its monitor cannot be asked anything any more
+			if err := syscall.Kill(d.s.Live.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return err
+			}
 		}
 		time.Sleep(time.Millisecond)
 	}

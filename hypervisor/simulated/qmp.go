@@ -45,7 +45,7 @@ func dialMonitor(socket string) (*monitor, error) {
 	m := &monitor{conn: conn, answers: make(chan answer, 1), greeted: make(chan struct{}), gone: make(chan struct{})}
 	go m.receive()
 	// What is sent before the greeting may be read by two of QEMU's threads at
-	// once, each a part of it, while the monitor moves to its own.
+	// once, each a part of it, while the monitor moves to its own (see launch).
 	select {
 	case <-m.greeted:
 	case <-m.gone:
@@ -65,6 +65,7 @@ func dialMonitor(socket string) (*monitor, error) {
 func (m *monitor) receive() {
 	defer close(m.gone)
 	defer close(m.answers)
+	greet := sync.OnceFunc(func() { close(m.greeted) })
 	d := json.NewDecoder(bufio.NewReader(m.conn))
 	for {
 		var a answer
@@ -73,7 +74,7 @@ func (m *monitor) receive() {
 		}
 		switch {
 		case a.QMP != nil:
-			close(m.greeted)
+			greet()
 		case a.Event == "":
 			m.answers <- a
 		}
