@@ -115,7 +115,7 @@ func (a *Agent) start(ctx context.Context, t *task, v *vm, req agentapi.Task, p 
 	if err := a.hv.CreateCheckpoint(ctx, as.VM, run.Checkpoint, diskNames(as.Disks)); err != nil {
 		return nil, err
 	}
-	taskLine(req, killpoint.Within)
+	taskLine(t.req, killpoint.Within)
 	// Started is made durable before the guest may write: from here on the
 	// overlays are never made anew.
 	now := time.Now()
@@ -347,7 +347,7 @@ func (a *Agent) abandon(ctx context.Context, t *task, v *vm, req agentapi.Task, 
 		if err := v.keepWrites(ctx, as, run); err != nil {
 			return nil, err
 		}
-		taskLine(req, killpoint.Within)
+		taskLine(t.req, killpoint.Within)
 		replica, err := v.openReplica()
 		if err != nil {
 			return nil, err

@@ -15,6 +15,7 @@ import (
 
 // task is one run of an action.
 type task struct {
+	req   agentapi.Task
 	mu    sync.Mutex
 	state agentapi.TaskState
 	done  chan struct{}
@@ -99,7 +100,7 @@ func (tt *taskTable) start(req agentapi.Task, act action) *task {
 		return t
 	}
 	ctx, cancel := context.WithCancel(tt.ctx)
-	t := &task{done: make(chan struct{}), stop: cancel}
+	t := &task{req: req, done: make(chan struct{}), stop: cancel}
 	t.state.Key = req.Key
 	tt.tasks[req.Key] = t
 	tt.wg.Go(func() {
