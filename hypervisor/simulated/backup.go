@@ -64,6 +64,7 @@ func (h *Host) BeginBackup(ctx context.Context, id switchback.VMUUID, spec hyper
 	}
 	if spec.Checkpoint != "" {
 		actions = append(actions, d.newBitmaps(nodes, spec.Checkpoint, disks)...)
+		d.s.Live.Making = &hypervisor.Checkpoint{Name: spec.Checkpoint, Disks: disks}
 	}
 	d.s.Live.Backup = &openBackup{Socket: spec.Socket, Disks: disks}
 	if err := d.save(); err != nil {
@@ -71,7 +72,7 @@ func (h *Host) BeginBackup(ctx context.Context, id switchback.VMUUID, spec hyper
 	}
 	err = d.openBackup(spec, actions)
 	if err != nil {
-		return errors.Join(err, d.endBackup())
+		return errors.Join(err, d.finishMaking(), d.endBackup())
 	}
 	if spec.Checkpoint != "" {
 		return d.addCheckpoint(spec.Checkpoint, disks)

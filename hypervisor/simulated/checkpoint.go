@@ -2,6 +2,7 @@ package simulated
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -63,6 +64,25 @@ func (d *domain) addCheckpoint(name string, disks []string) error {
 		c.Parent = d.s.Checkpoints[n-1].Name
 	}
 	d.s.Checkpoints = append(d.s.Checkpoints, c)
+	d.s.Live.Making = nil
+	return d.save()
+}
+
+// finishMaking notes a checkpoint whose bitmaps were made when the daemon died,
+// or the job failed: a transaction makes all of them or none.
+func (d *domain) finishMaking() error {
+	c := d.s.Live.Making
+	if c == nil {
+		return nil
+	}
+	nodes, err := d.nodes()
+	if err != nil {
+		return err
+	}
+	if b, made := nodes[d.s.Live.Nodes[c.Disks[0]]].bitmap(c.Name); made && b.Recording {
+		return d.addCheckpoint(c.Name, c.Disks)
+	}
+	d.s.Live.Making = nil
 	return d.save()
 }
 
@@ -85,8 +105,15 @@ func (h *Host) CreateCheckpoint(ctx context.Context, id switchback.VMUUID, name 
 			return switchback.Errorf(switchback.CodeInvalid, "domain %s has no disk %s", id, disk)
 		}
 	}
-	if err := d.mon.transaction(d.newBitmaps(nodes, name, disks)); err != nil {
+	if len(disks) == 0 {
+		return switchback.Errorf(switchback.CodeInvalid, "a checkpoint needs disks")
+	}
+	d.s.Live.Making = &hypervisor.Checkpoint{Name: name, Disks: disks}
+	if err := d.save(); err != nil {
 		return err
+	}
+	if err := d.mon.transaction(d.newBitmaps(nodes, name, disks)); err != nil {
+		return errors.Join(err, d.finishMaking())
 	}
 	return d.addCheckpoint(name, disks)
 }

@@ -65,6 +65,8 @@ type live struct {
 	Nodes      map[string]string `json:"nodes"` // by disk: the node its device is on
 	NodeCount  int               `json:"node_count"`
 	Backup     *openBackup       `json:"backup,omitempty"`
+	// Making is a checkpoint whose bitmaps are being made.
+	Making *hypervisor.Checkpoint `json:"making,omitempty"`
 	// Jobs by disk: the node that a copy or commit goes to.
 	Jobs map[string]blockJob `json:"jobs,omitempty"`
 }

@@ -382,6 +382,9 @@ func (d *domain) findAgain() {
 	}
 	d.mon = mon
 	d.findNodes()
+	if err := d.finishMaking(); err != nil {
+		d.host.log.Error("noting a checkpoint", "vm", d.uuid, "error", err)
+	}
 	if !d.s.Live.Paused {
 		d.startGuest(false)
 		d.guest.let(true)
