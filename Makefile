@@ -15,7 +15,7 @@ export GOFLAGS += -buildvcs=false
 # There is no C here; saying so for all commands lets build and test share Go's cache.
 export CGO_ENABLED := 0
 
-.PHONY: build demo test bench lint clean crash-journal
+.PHONY: build demo test bench lint clean crash-journal crash-matrix
 
 build:
 	go build -ldflags "-X main.version=$(VERSION)" -o switchback ./cmd/switchback
@@ -42,6 +42,12 @@ crash-journal:
 	@bin=$$(mktemp) && trap 'rm -f "$$bin"' EXIT && go test -c -o "$$bin" ./journal && cd journal && \
 	if [ -n "$(MUTANTS)" ]; then "$$bin" -test.v -test.timeout 0 -test.run '^TestCrashFindsBugs$$' -crash.mutants -crash.seed $(SEED); \
 	else "$$bin" -test.v -test.timeout 0 -test.run '^TestCrash$$' -crash.runs $(RUNS) -crash.seed $(SEED); fi
+# kill -9 at every line that matters, on simulated hypervisors; ends with "N cells, N failed".
+crash-matrix:
+	scripts/install-packages.sh test
+	@rm -f crash-matrix.txt
+	@go test -count=1 -timeout 4h ./lab/simlab -run '^TestCrashMatrix$$' -matrix.full -matrix.report=$(CURDIR)/crash-matrix.txt; \
+		status=$$?; tail -n 1 crash-matrix.txt; exit $$status
 
 # Against the tools that people use today; writes bench.json.
 bench:
@@ -58,4 +64,4 @@ lint:
 	else echo "staticcheck cannot be fetched here: skipped"; fi
 
 clean:
-	rm -f switchback demo.json bench.json
+	rm -f switchback demo.json bench.json crash-matrix.txt

@@ -7,11 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/internal/killpoint"
 	"github.com/switchback-dr/switchback/journal"
 	"github.com/switchback-dr/switchback/qemu"
 )
@@ -51,6 +53,7 @@ func (a *Agent) fold(ctx context.Context, t *task, v *vm, req agentapi.Task, _ s
 	if err := replica.Fold(ctx, run.Sequence, v.openFoldWriter); err != nil {
 		return nil, err
 	}
+	taskLine(req, killpoint.Within)
 	return agentapi.FoldResult{Bytes: bytes}, v.changeRun(func(r *Run) { r.Folded = true })
 }
 
@@ -90,6 +93,7 @@ func (a *Agent) collapse(ctx context.Context, t *task, v *vm, req agentapi.Task,
 	if err := v.stopView(run); err != nil {
 		return nil, err
 	}
+	taskLine(req, killpoint.Within)
 	for _, d := range as.Disks {
 		t.Report("merging disk "+d.Name+" into its base", nil)
 		if err := v.mergeIntoBase(ctx, d, run); err != nil {
@@ -355,6 +359,7 @@ func (a *Agent) settle(ctx context.Context, _ *task, v *vm, req agentapi.Task, _
 	if err != nil {
 		return nil, err
 	}
+	taskLine(req, killpoint.Within)
 	v.closeReplica()
 	return r, v.sweep(ctx)
 }
@@ -399,6 +404,15 @@ func (a *Agent) retire(ctx context.Context, _ *task, v *vm, req agentapi.Task, p
 		}
 	}
 	return agentapi.RetireResult{Seeds: as.Disks}, nil
+}
+
+// removeEmpty removes a folder in which nothing is left.
+func removeEmpty(dir string) error {
+	err := os.Remove(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, syscall.EEXIST) {
+		return nil
+	}
+	return err
 }
 
 // release ends the protection at this agent and says what it removed and left.
@@ -467,7 +481,17 @@ func (a *Agent) release(ctx context.Context, _ *task, req agentapi.Task, p agent
 	}
 	switch {
 	case as.Role == agentapi.RoleSource || as.Role == agentapi.RoleActive:
-		// The VM lives here: nothing of it is touched.
+		// The VM lives here: nothing of it is touched but what was set aside of
+		// switches that were taken back.
+		if as.Dir != "" {
+			snapshots := filepath.Join(as.Dir, "snapshots")
+			if err := remove(snapshots); err != nil {
+				return nil, err
+			}
+			if err := removeEmpty(as.Dir); err != nil {
+				return nil, err
+			}
+		}
 	case defined:
 		// The disks belong to a VM that is defined here: only the journal is ours.
 		if as.ReplicaDir != "" {

@@ -15,6 +15,7 @@ import (
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/extent"
 	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/internal/killpoint"
 	"github.com/switchback-dr/switchback/qemu"
 )
 
@@ -145,6 +146,7 @@ func (a *Agent) launch(ctx context.Context, t *task, v *vm, definition string, n
 		if err := a.hv.CreateCheckpoint(ctx, as.VM, run.Checkpoint, diskNames(as.Disks)); err != nil {
 			return r, err
 		}
+		taskLine(t.req, killpoint.Within)
 		// Started is made durable before the guest may write: from here on the
 		// overlays are never made anew.
 		if err := v.changeRun(func(r *Run) { r.Started, r.StartedAt, r.Written = true, now, written }); err != nil {
@@ -389,6 +391,7 @@ func (a *Agent) abandon(ctx context.Context, t *task, v *vm, req agentapi.Task, 
 		if err != nil {
 			return nil, err
 		}
+		taskLine(t.req, killpoint.Within)
 		err = v.change(func(x *Assignment) {
 			if ok {
 				x.Snapshots = append(without(x.Snapshots, kept.Name), kept)

@@ -32,6 +32,8 @@ type Config struct {
 	LogDir string
 	// Listen is the address to serve on; Address is how peers and the server reach it.
 	Listen, Address string
+	// HookPath is where the hook that refuses fenced starts is installed; default libvirt's.
+	HookPath string
 	// LibvirtPIDFile is read to tell libvirtd about the hook; default /run/libvirtd.pid.
 	LibvirtPIDFile string
 	// Executable is the switchback binary that serves views; default this process's own.
@@ -64,6 +66,7 @@ func (c *Config) setDefaults() error {
 	def(&c.ScratchDir, filepath.Join(c.StateDir, "scratch"))
 	def(&c.LogDir, filepath.Join(c.StateDir, "log"))
 	def(&c.LibvirtPIDFile, "/run/libvirtd.pid")
+	def(&c.HookPath, hookPath)
 	if c.StorageReserveBytes == 0 {
 		c.StorageReserveBytes = 256 << 20
 	}

@@ -27,6 +27,7 @@ const hookPath = "/etc/libvirt/hooks/qemu.d/50-switchback"
 // looks for hooks when it starts and on SIGHUP only.
 func (a *Agent) installHook() error {
 	script := strings.ReplaceAll(hookScript, "@FENCE_DIR@", a.fenceDir())
+	hookPath := a.cfg.HookPath
 	old, err := os.ReadFile(hookPath)
 	if err == nil && string(old) == script {
 		return nil

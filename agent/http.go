@@ -7,6 +7,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/internal/killpoint"
 	"github.com/switchback-dr/switchback/transport"
 )
 
@@ -113,7 +114,12 @@ func (a *Agent) handler() http.Handler {
 		case <-wait.C:
 		case <-r.Context().Done():
 		}
-		transport.WriteJSON(w, http.StatusOK, t.snapshot())
+		state := t.snapshot()
+		transport.WriteJSON(w, http.StatusOK, state)
+		if state.Done && killpoint.Armed() {
+			_ = http.NewResponseController(w).Flush() // told, as far as it is in our hands
+			taskLine(req, killpoint.AfterOutcome)
+		}
 	})))
 	mux.Handle("DELETE /v1/tasks/{key...}", server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.tasks.cancel(r.PathValue("key"))

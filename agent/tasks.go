@@ -3,16 +3,19 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"sync"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/internal/killpoint"
 	"github.com/switchback-dr/switchback/replicator"
 )
 
 // task is one run of an action.
 type task struct {
+	req   agentapi.Task
 	mu    sync.Mutex
 	state agentapi.TaskState
 	done  chan struct{}
@@ -97,12 +100,14 @@ func (tt *taskTable) start(req agentapi.Task, act action) *task {
 		return t
 	}
 	ctx, cancel := context.WithCancel(tt.ctx)
-	t := &task{done: make(chan struct{}), stop: cancel}
+	t := &task{req: req, done: make(chan struct{}), stop: cancel}
 	t.state.Key = req.Key
 	tt.tasks[req.Key] = t
 	tt.wg.Go(func() {
 		defer cancel()
+		taskLine(req, killpoint.BeforeEffect)
 		result, err := act(ctx, t, req)
+		taskLine(req, killpoint.AfterEffect)
 		var raw json.RawMessage
 		if err == nil && result != nil {
 			raw, err = json.Marshal(result)
@@ -117,6 +122,17 @@ func (tt *taskTable) start(req agentapi.Task, act action) *task {
 		close(t.done)
 	})
 	return t
+}
+
+// taskLine is a place where tests kill the process; see internal/killpoint. The
+// scope is the action; the step is in the key, "operation/step[/undo]/action".
+func taskLine(req agentapi.Task, at killpoint.Line) {
+	if !killpoint.Armed() {
+		return
+	}
+	if _, rest, ok := strings.Cut(strings.TrimSuffix(req.Key, "/"+req.Action), "/"); ok {
+		killpoint.At("agent", req.Action, rest, at)
+	}
 }
 
 func (tt *taskTable) cancel(key string) {

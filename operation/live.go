@@ -10,7 +10,12 @@ import (
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/internal/killpoint"
 )
+
+// EndStep names the end of an operation, where OnEnd is called, among the steps
+// at which tests kill.
+const EndStep = "end"
 
 var (
 	errStopped   = &switchback.Error{Code: switchback.CodeUnavailable, Message: "the operation runner is stopping"}
@@ -182,6 +187,7 @@ func (l *live) run() {
 	defer stopKeeping()
 
 	ev := Event{Kind: EventResumed}
+	performed := "" // the step whose outcome the next record holds
 	for {
 		if l.ctx.Err() != nil {
 			if ev.Kind != EventResumed { // the outcome is known, nothing more is begun
@@ -198,14 +204,34 @@ func (l *live) run() {
 			}
 			return
 		}
+		if performed != "" {
+			l.line(performed, killpoint.AfterOutcome)
+		}
 		if l.ctx.Err() != nil {
 			return
 		}
+		performed = l.effectName(effect)
 		var ok bool
 		if ev, ok = l.perform(effect); !ok {
 			return
 		}
 	}
+}
+
+// effectName is a step's name, of its undo followed by "/undo"; "" for other effects.
+func (l *live) effectName(e Effect) string {
+	switch e.Kind {
+	case EffectDo:
+		return l.machine.Steps[e.Step].Name
+	case EffectUndo:
+		return l.machine.Steps[e.Step].Name + "/undo"
+	}
+	return ""
+}
+
+// line is a place where tests kill the process; see internal/killpoint.
+func (l *live) line(step string, at killpoint.Line) {
+	killpoint.At("server", l.def.Kind, step, at)
 }
 
 // persist writes the machine's decision, trying until the store takes it or refuses it.
@@ -278,7 +304,13 @@ func (l *live) call(fn func(context.Context, *Run) error, run *Run, cancellable 
 			l.mu.Unlock()
 		}()
 	}
+	name := l.machine.Steps[run.step].Name
+	if run.undo {
+		name += "/undo"
+	}
+	l.line(name, killpoint.BeforeEffect)
 	err := l.protect(run, func() error { return fn(ctx, run) })
+	l.line(name, killpoint.AfterEffect)
 
 	var skipped errSkipped
 	switch {
@@ -312,6 +344,7 @@ func (l *live) protect(run *Run, fn func() error) (err error) {
 // finish calls OnEnd and persists the final state.
 func (l *live) finish(final State) {
 	var endErr error
+	l.line(EndStep, killpoint.BeforeEffect)
 	if l.def.OnEnd != nil {
 		began := l.runner.cfg.Now()
 		for attempt := 1; ; attempt++ {
@@ -329,6 +362,7 @@ func (l *live) finish(final State) {
 			}
 		}
 	}
+	l.line(EndStep, killpoint.AfterEffect)
 	rec := l.snapshot()
 	if endErr != nil {
 		final = StateFailed
@@ -343,4 +377,5 @@ func (l *live) finish(final State) {
 	}
 	l.log(level, "", "operation ended", attrs...)
 	_ = l.persist(rec) // the error is the lease's loss: whoever has it ends the operation
+	l.line(EndStep, killpoint.AfterOutcome)
 }

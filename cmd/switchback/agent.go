@@ -17,7 +17,7 @@ import (
 // agentCommand runs the agent; its subcommands join and list.
 func (c *cli) agentCommand() *cobra.Command {
 	var cfg agent.Config
-	var libvirtSocket, logLevel string
+	var libvirtSocket, platform, logLevel string
 	cmd := &cobra.Command{Use: "agent", Short: "Run the agent of a site", Args: none}
 	cmd.PersistentFlags().StringVar(&cfg.StateDir, "state", "/var/lib/switchback", "state directory")
 	f := cmd.Flags()
@@ -26,6 +26,7 @@ func (c *cli) agentCommand() *cobra.Command {
 	f.StringVar(&cfg.ScratchDir, "scratch", "", "directory of scratch files (default STATE/scratch)")
 	f.StringVar(&cfg.Listen, "listen", "", "address to listen on (default: the one given at join)")
 	f.StringVar(&libvirtSocket, "libvirt", "/run/libvirt/libvirt-sock", "libvirt's socket")
+	f.StringVar(&platform, "hypervisor", "libvirt", "libvirt, or simulated:DIR for a daemon started by 'lab simulated-hypervisor DIR'")
 	f.StringVar(&cfg.LibvirtPIDFile, "libvirt-pid", "/run/libvirtd.pid", "libvirtd's pid file, to tell it about the hook")
 	f.Int64Var(&cfg.StorageReserveBytes, "storage-reserve", 256<<20, "bytes kept free in the storage")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
@@ -57,7 +58,7 @@ func (c *cli) agentCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		hv, err := libvirt.New(libvirt.Config{Socket: libvirtSocket, Logger: log})
+		hv, err := openHypervisor(&cfg, platform, libvirt.Config{Socket: libvirtSocket, Logger: log})
 		if err != nil {
 			return err
 		}

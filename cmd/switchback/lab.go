@@ -57,7 +57,7 @@ func labCommand() *cobra.Command {
 	}}
 	show.Flags().StringVar(&report, "json", "demo.json", "where the report goes")
 	show.Flags().BoolVar(&keep, "keep", false, "leave the lab up afterwards")
-	cmd.AddCommand(up, status, down, show)
+	cmd.AddCommand(up, status, down, show, simulatedHypervisorCommand())
 	return cmd
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/internal/killpoint"
 )
 
 // version is set by the build (-ldflags -X main.version=…).
@@ -24,6 +25,7 @@ var version = "dev"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	killpoint.Arm(os.Getenv(killpoint.Environment))
 	os.Exit(Main{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr}.Run(ctx))
 }
 

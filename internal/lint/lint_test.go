@@ -51,10 +51,12 @@ var layers = map[string]layer{
 
 // allowed are the imports that the order of layers forbids and that have a reason.
 var allowed = map[[2]string]string{
-	{"journal", "qcow2"}:       "a view reads bases through the mapper",
-	{"journal", "seal"}:        "segments are sealed where they are stored",
-	{"journal", "objectstore"}: "segments are read where they are",
-	{"store", "operation"}:     "the store implements the interface of its user",
+	{"journal", "qcow2"}:                           "a view reads bases through the mapper",
+	{"journal", "seal"}:                            "segments are sealed where they are stored",
+	{"journal", "objectstore"}:                     "segments are read where they are",
+	{"store", "operation"}:                         "the store implements the interface of its user",
+	{"hypervisor/simulated", "hypervisor/libvirt"}: "its definitions are libvirt's",
+	{"hypervisor/simulated", "nbd"}:                "its guests write to their disks through it",
 }
 
 // pureFolders may not touch the outside world.

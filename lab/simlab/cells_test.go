@@ -1,0 +1,189 @@
+package simlab_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/switchback-dr/switchback/internal/killpoint"
+	"github.com/switchback-dr/switchback/lab/simlab"
+	"github.com/switchback-dr/switchback/operation"
+	"github.com/switchback-dr/switchback/recovery"
+	"github.com/switchback-dr/switchback/server"
+)
+
+// situation is where a VM is between operations.
+type situation string
+
+const (
+	unprotected situation = "unprotected"
+	protected   situation = "protected" // active at home
+	switched    situation = "switched"  // away
+	committed   situation = "committed" // away
+	homeward    situation = "protected homeward"
+)
+
+// path is what an operation of the matrix does to the VM.
+type path struct {
+	kind     recovery.Kind
+	from, to situation
+	// undone is where it is after being undone; cancelAt is the last step at
+	// which that can be asked for. Empty: it cannot be undone.
+	undone   situation
+	cancelAt string
+}
+
+// paths has one for each kind of operation.
+var paths = []path{
+	{recovery.Protect, unprotected, protected, unprotected, "seed"},
+	{recovery.TakePoint, protected, protected, "", ""},
+	{recovery.Edit, protected, protected, "", ""},
+	{recovery.Failover, protected, switched, protected, "check"},
+	{recovery.Cancel, switched, protected, "", ""},
+	{recovery.Commit, switched, committed, "", ""},
+	{recovery.Reprotect, committed, homeward, committed, "verify"},
+	{recovery.Failback, committed, protected, homeward, "check"},
+	{recovery.Unprotect, protected, unprotected, "", ""},
+}
+
+func pathOf(kind recovery.Kind) path {
+	return paths[slices.IndexFunc(paths, func(p path) bool { return p.kind == kind })]
+}
+
+// Victims. Source is the agent of the site where the VM was active when the
+// operation began, target that of the other.
+const (
+	victimServer = "server"
+	victimSource = "source"
+	victimTarget = "target"
+)
+
+// cell is one place where one process is killed.
+type cell struct {
+	Kind   recovery.Kind
+	Step   string // with "/undo" where the operation is being undone
+	Line   killpoint.Line
+	Victim string
+	Undo   bool
+}
+
+func (c cell) String() string { return fmt.Sprintf("%s/%s:%s:%s", c.Kind, c.Step, c.Line, c.Victim) }
+
+// carriedOut says which agents carry out a task in a step, by step: those are
+// killed at their own lines. Another agent is killed while the server is held at
+// its line. A wrong entry shows: the kill does not hit.
+var carriedOut = map[string][]string{
+	"protect/preflight": {victimSource}, "protect/replica": {victimTarget}, "protect/replicate": {victimSource}, "protect/seed": {victimSource},
+	"protect/replicate/undo": {victimSource}, "protect/replica/undo": {victimTarget},
+	"take-point/point":   {victimSource},
+	"edit/policy":        {victimSource, victimTarget},
+	"failover/preflight": {victimSource}, "failover/sync": {victimSource}, "failover/hold": {victimSource, victimTarget},
+	"failover/shutdown": {victimSource}, "failover/final-point": {victimSource}, "failover/fence": {victimSource},
+	"failover/activate": {victimTarget}, "failover/start": {victimTarget}, "failover/check": {victimTarget},
+	"failover/hold/undo": {victimSource, victimTarget},
+	"cancel/undo":        {victimSource, victimTarget},
+	"commit/fold":        {victimSource}, "commit/collapse": {victimSource}, "commit/settle": {victimSource}, "commit/retire": {victimTarget},
+	"reprotect/preflight": {victimTarget}, "reprotect/replica": {victimTarget}, "reprotect/replicate": {victimSource},
+	"reprotect/verify": {victimSource, victimTarget}, "reprotect/replicate/undo": {victimSource},
+	"failback/reprotect-preflight": {victimTarget}, "failback/reprotect-replica": {victimTarget}, "failback/reprotect-replicate": {victimSource},
+	"failback/reprotect-verify": {victimSource, victimTarget},
+	"failback/preflight":        {victimSource}, "failback/sync": {victimSource}, "failback/hold": {victimSource, victimTarget},
+	"failback/shutdown": {victimSource}, "failback/final-point": {victimSource}, "failback/fence": {victimSource},
+	"failback/activate": {victimTarget}, "failback/start": {victimTarget}, "failback/check": {victimTarget},
+	"failback/hold/undo":   {victimSource, victimTarget},
+	"failback/commit-fold": {victimTarget}, "failback/commit-collapse": {victimTarget}, "failback/commit-settle": {victimTarget}, "failback/commit-retire": {victimSource},
+	"failback/again-preflight": {victimSource}, "failback/again-replica": {victimSource}, "failback/again-replicate": {victimTarget},
+	"failback/again-verify": {victimSource, victimTarget},
+	"unprotect/source":      {victimSource}, "unprotect/target": {victimTarget},
+}
+
+// impossible are the cells that cannot be hit, and why.
+func impossible(c cell) string {
+	if c.Kind == recovery.Failback && c.Step == "again-replicate/undo" {
+		return "the commit before it is irreversible: the operation is not undone any more"
+	}
+	return ""
+}
+
+// within are steps whose effect has a line of its own in the middle, by the
+// agent that passes it.
+var within = map[string]string{
+	"failover/start": victimTarget, "failback/start": victimTarget,
+	"commit/fold": victimSource, "failback/commit-fold": victimTarget,
+	"commit/collapse": victimSource, "failback/commit-collapse": victimTarget,
+	"commit/settle": victimSource, "failback/commit-settle": victimTarget,
+	"cancel/undo":        victimSource,
+	"failover/hold/undo": victimTarget, "failback/hold/undo": victimTarget,
+}
+
+// allCells makes every cell of every step of the registry.
+func allCells(t testing.TB) []cell {
+	t.Helper()
+	registry, err := server.Registry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cells []cell
+	add := func(c cell) {
+		if victim, ok := within[string(c.Kind)+"/"+c.Step]; ok {
+			c.Line, c.Victim = killpoint.Within, victim
+			cells = append(cells, c)
+		}
+		for _, line := range killpoint.Lines {
+			for _, victim := range []string{victimServer, victimSource, victimTarget} {
+				c.Line, c.Victim = line, victim
+				if impossible(c) == "" {
+					cells = append(cells, c)
+				}
+			}
+		}
+	}
+	for _, o := range registry {
+		kind := recovery.Kind(o.Kind)
+		if !slices.ContainsFunc(paths, func(p path) bool { return p.kind == kind }) {
+			t.Errorf("operation %s has no path in the matrix", kind)
+			continue
+		}
+		for _, s := range o.Steps {
+			add(cell{Kind: kind, Step: s.Name})
+			if s.Undo {
+				if pathOf(kind).undone == "" {
+					t.Errorf("step %s of %s can be undone, but the matrix does not know how to", s.Name, kind)
+				}
+				add(cell{Kind: kind, Step: s.Name + "/undo", Undo: true})
+			}
+		}
+		add(cell{Kind: kind, Step: operation.EndStep})
+	}
+	return cells
+}
+
+// process names the victim's process, active being the site where the VM runs
+// when the operation begins.
+func (c cell) process(active string) string {
+	other := map[string]string{simlab.Primary: simlab.Recovery, simlab.Recovery: simlab.Primary}[active]
+	return map[string]string{victimServer: simlab.Server, victimSource: active, victimTarget: other}[c.Victim]
+}
+
+// atItsOwnLine reports whether the victim passes the line itself.
+func (c cell) atItsOwnLine() bool {
+	return c.Victim == victimServer || slices.Contains(carriedOut[string(c.Kind)+"/"+c.Step], c.Victim)
+}
+
+// TestCells holds the tables against the registry, without running anything.
+func TestCells(t *testing.T) {
+	cells := allCells(t)
+	for step := range carriedOut {
+		if !slices.ContainsFunc(cells, func(c cell) bool { return string(c.Kind)+"/"+c.Step == step }) {
+			t.Errorf("no operation has the step %s", step)
+		}
+	}
+	seen := map[string]bool{}
+	for _, c := range cells {
+		if seen[c.String()] {
+			t.Errorf("cell %s is there twice", c)
+		}
+		seen[c.String()] = true
+	}
+	t.Logf("%d cells", len(cells))
+}
