@@ -60,3 +60,26 @@ func TestKeepNeedsRoom(t *testing.T) {
 	}
 	f.run(recovery.Commit, api.OperationRequest{Points: "delete"})
 }
+
+// TestLocked: what would delete a locked point is refused, with its number.
+func TestLocked(t *testing.T) {
+	f := switched(t, switchback.CommitPolicy{})
+	lock := func(seq switchback.Sequence) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.marks = map[switchback.Sequence]switchback.Mark{}
+		if seq > 0 {
+			f.marks[seq] = switchback.Mark{Locked: true}
+		}
+	}
+	lock(2)
+	_, err := f.ask(recovery.Commit, api.OperationRequest{})
+	if switchback.CodeOf(err) != switchback.CodeRefused || !strings.Contains(err.Error(), "point 2 is locked") {
+		t.Errorf("commit: %v", err)
+	}
+	if _, err := f.ask(recovery.Commit, api.OperationRequest{Points: "keep", DryRun: true}); err != nil {
+		t.Errorf("commit that keeps it: %v", err)
+	}
+	lock(0)
+	f.run(recovery.Commit, api.OperationRequest{})
+}

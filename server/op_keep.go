@@ -21,6 +21,21 @@ func checkPoints(choice string) error {
 	return switchback.Errorf(switchback.CodeInvalid, "points cannot be %q", choice).WithHint("delete or keep")
 }
 
+// locksAllow refuses what would delete a locked point after upTo.
+func (s *Server) locksAllow(ctx context.Context, p switchback.Protection, upTo switchback.Sequence) error {
+	points, err := s.points(ctx, p)
+	if err != nil {
+		return err
+	}
+	for _, x := range points {
+		if x.Mark.Locked && x.Sequence > upTo {
+			return switchback.Errorf(switchback.CodeRefused, "point %d is locked, and would be deleted", x.Sequence).
+				WithHint("switchback points unlock %s %d; a commit with --points keep keeps those up to the chosen one", p.Name, x.Sequence)
+		}
+	}
+	return nil
+}
+
 // keepPoints is the part of a commit that keeps the points up to the chosen
 // one, where that was asked for.
 func (s *Server) keepPoints(ctx context.Context, r *operation.Run, p switchback.Protection) error {

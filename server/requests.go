@@ -89,6 +89,11 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 			if err := checkSnapshots(sp.Snapshots, v.AtTarget); err != nil {
 				return api.OperationAnswer{}, err
 			}
+			if sp.Points != "keep" && !sp.FromCommitted {
+				if err := s.locksAllow(ctx, p, 0); err != nil {
+					return api.OperationAnswer{}, err
+				}
+			}
 		}
 		asked := sp
 		asked.AcceptLoss = sp.AcceptLoss || req.DryRun // a dry run shows the loss
@@ -142,8 +147,20 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 		if err := checkPoints(req.Points); err != nil {
 			return api.OperationAnswer{}, err
 		}
+		upTo := switchback.Sequence(0)
+		if req.Points == "keep" {
+			upTo = p.Switch.Point.Sequence
+		}
+		if err := s.locksAllow(ctx, p, upTo); err != nil {
+			return api.OperationAnswer{}, err
+		}
 		params = commitParams{Snapshots: req.Snapshots, Points: req.Points}
 	case recovery.Unprotect:
+		if req.RemoveData && v.AtTarget != nil && v.AtTarget.Replica != nil && v.AtTarget.Replica.Points > 0 {
+			if err := s.locksAllow(ctx, p, 0); err != nil {
+				return api.OperationAnswer{}, err
+			}
+		}
 		params = unprotectParams{RemoveData: req.RemoveData}
 	case recovery.Edit, recovery.Pause, recovery.Resume:
 		e := editParams{Policy: p.Policy, Paused: p.Paused}
