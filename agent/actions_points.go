@@ -23,6 +23,7 @@ import (
 // no turn with the VM's other actions: a switch must not wait for an export.
 func (a *Agent) pointActions() map[string]action {
 	return map[string]action{
+		agentapi.ActionRotateKey:    onReplica(a, a.rotateKey),
 		agentapi.ActionMarkPoint:    onReplica(a, a.markPoint),
 		agentapi.ActionDeletePoint:  onVM(a, a.deletePoint, agentapi.RoleTarget),
 		agentapi.ActionCheckReplica: onReplica(a, a.checkReplica),

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/journal"
 )
 
@@ -36,6 +37,14 @@ func (a *Agent) applySealing(r *journal.Replica, p switchback.Policy) error {
 		return nil
 	}
 	return r.SetSealing(a.tasks.ctx, p.Encrypt, a.cfg.KeySource)
+}
+
+// rotateKey makes a new data key for the replica's new points.
+func (a *Agent) rotateKey(ctx context.Context, _ *task, _ *vm, replica *journal.Replica, _ agentapi.Task, _ struct{}) (any, error) {
+	if err := replica.RotateKey(ctx); err != nil {
+		return nil, err
+	}
+	return agentapi.RotateKeyResult{Keys: len(replica.Storage().Keyring.Keys)}, nil
 }
 
 // offloadUpTo is the newest point whose data is old enough for the object

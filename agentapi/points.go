@@ -15,6 +15,7 @@ import (
 
 // Actions on recovery points. The comment names who carries it out.
 const (
+	ActionRotateKey    = "rotate-key"    // keeper of the replica: a new data key for new points
 	ActionMarkPoint    = "mark-point"    // keeper of the replica: tag, lock, dismiss a suspicion
 	ActionDeletePoint  = "delete-point"  // target: one point
 	ActionCheckReplica = "check-replica" // keeper: read everything, or a point, and compare checksums
@@ -32,6 +33,11 @@ type MarkParams struct {
 	Locked   *bool               `json:"locked,omitempty"`
 	// Dismiss says that the point is not suspicious.
 	Dismiss bool `json:"dismiss,omitempty"`
+}
+
+// RotateKeyResult says how many data keys there are; the newest encrypts new points.
+type RotateKeyResult struct {
+	Keys int `json:"keys"`
 }
 
 // DeletePointParams name a point.

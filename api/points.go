@@ -6,6 +6,7 @@ import (
 	"net/url"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/journal"
 )
 
@@ -53,6 +54,11 @@ func (c *Client) Point(ctx context.Context, vm, point string) (journal.PointDeta
 // MarkPoint changes what is said of a point.
 func (c *Client) MarkPoint(ctx context.Context, vm, point string, req MarkRequest) (switchback.MarkedPoint, error) {
 	return call[switchback.MarkedPoint](ctx, c, http.MethodPost, pointPath(vm, point, "/mark"), req)
+}
+
+// RotateKey makes a new data key for the VM's new points.
+func (c *Client) RotateKey(ctx context.Context, vm string) (agentapi.RotateKeyResult, error) {
+	return call[agentapi.RotateKeyResult](ctx, c, http.MethodPost, "/v1/vms/"+url.PathEscape(vm)+"/rotate-key", struct{}{})
 }
 
 // RequestPoints begins an operation on points; point "" is the whole replica.

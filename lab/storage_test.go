@@ -72,6 +72,10 @@ func TestStorage(t *testing.T) {
 		}
 	})
 
+	if r, err := f.client.RotateKey(t.Context(), f.Name); err != nil || r.Keys != 2 {
+		t.Errorf("rotate: %+v, %v", r, err)
+	}
+
 	// The store is down: points are taken, the condition says it, nothing is lost.
 	srv.Stop()
 	f.eventually(120*time.Second, "the condition", func() (bool, string) {

@@ -265,6 +265,15 @@ func (s *Server) routePoints(admin func(pattern string, f func(r *http.Request) 
 			return s.requestPoints(r.Context(), id.ID, p, kind, q)
 		}
 	}
+	admin("POST /v1/vms/{vm}/rotate-key", func(r *http.Request) (any, error) {
+		p, err := s.find(r.Context(), r.PathValue("vm"))
+		if err != nil {
+			return nil, err
+		}
+		var out agentapi.RotateKeyResult
+		err = s.askKeeper(r.Context(), p, agentapi.ActionRotateKey, nil, &out)
+		return out, err
+	})
 	any := func(api.PointsRequest) error { return nil }
 	admin("POST /v1/vms/{vm}/verify", operate("verify", false, any))
 	admin("POST /v1/vms/{vm}/repair", operate("repair", false, any))
@@ -284,13 +293,19 @@ func (s *Server) routePoints(admin func(pattern string, f func(r *http.Request) 
 // mark asks the keeper at once: there is nothing to go on with after a crash.
 func (s *Server) mark(ctx context.Context, p switchback.Protection, params agentapi.MarkParams) (switchback.MarkedPoint, error) {
 	var out switchback.MarkedPoint
+	err := s.askKeeper(ctx, p, agentapi.ActionMarkPoint, params, &out)
+	return out, err
+}
+
+// askKeeper has the keeper of the replica do something at once, as no part of
+// an operation.
+func (s *Server) askKeeper(ctx context.Context, p switchback.Protection, action string, params, out any) error {
 	a, err := s.store.Agent(ctx, s.keeper(p))
 	if err != nil {
-		return out, err
+		return err
 	}
-	t := agentapi.Task{Key: fmt.Sprintf("mark/%s/%d", p.ID, time.Now().UnixNano()), Action: agentapi.ActionMarkPoint, Protection: p.ID, Epoch: p.Epoch}
-	err = s.agentClient(a.Address).Run(ctx, t, params, &out, nil)
-	return out, err
+	t := agentapi.Task{Key: fmt.Sprintf("%s/%s/%d", action, p.ID, time.Now().UnixNano()), Action: action, Protection: p.ID, Epoch: p.Epoch}
+	return s.agentClient(a.Address).Run(ctx, t, params, out, nil)
 }
 
 // requestPoints judges an operation on points and begins it.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -14,7 +15,7 @@ import (
 )
 
 // keyCommand makes the keys that agents wrap data keys with.
-func keyCommand() *cobra.Command {
+func (c *cli) keyCommand() *cobra.Command {
 	key := &cobra.Command{Use: "key", Short: "Keys for encrypted replicas"}
 	key.AddCommand(&cobra.Command{Use: "new FILE", Short: "Make a key file for agents (--encryption-key-file)", Args: one("FILE"), RunE: func(cmd *cobra.Command, args []string) error {
 		if err := seal.MakeKeyFile(args[0]); err != nil {
@@ -22,6 +23,19 @@ func keyCommand() *cobra.Command {
 		}
 		_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s made. Keep a copy at another place: without it the points encrypted under it are lost.\n", args[0])
 		return err
+	}})
+	key.AddCommand(&cobra.Command{Use: "rotate VM", Short: "Encrypt the VM's new points under a new data key; older points keep theirs", Args: one("VM"), RunE: func(cmd *cobra.Command, args []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		r, err := cl.RotateKey(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return c.show(r, func(w io.Writer) {
+			fmt.Fprintf(w, "%s has %d data keys; the newest encrypts from now on\n", args[0], r.Keys)
+		})
 	}})
 	return key
 }

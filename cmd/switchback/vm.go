@@ -306,6 +306,12 @@ func printVM(w io.Writer, v api.VM) {
 		}
 		if t.Replica != nil {
 			line("replica", "%d points%s, journal %s, %s free there", t.Replica.Points, oldestText(t.Replica.Oldest), bytesText(t.Replica.JournalBytes), bytesText(t.Replica.FreeBytes))
+			if t.Replica.Encrypted {
+				line("", "new points are encrypted there")
+			}
+			if t.Replica.Objects != "" {
+				line("", "the data of %d points is in %s", t.Replica.Offloaded, t.Replica.Objects)
+			}
 		}
 		if t.Check != nil {
 			line("verified", "%s", checkText(*t.Check))
