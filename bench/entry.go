@@ -30,6 +30,9 @@ var goals = map[string]goal{
 	"view_seq":          {1.0, "higher"},
 	"view_rand4k":       {1.2, "higher"},
 	// from issue 3
+	"view_seq_100":          {1.0, "higher"},
+	"view_rand4k_100":       {1.2, "higher"},
+	"boot_1000_points":      {1.10, "lower"},
 	"journal_space":         {1.02, "lower"},
 	"fold_throughput":       {0.5, "higher"},
 	"merge_throughput":      {0.5, "higher"},

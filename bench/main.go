@@ -21,6 +21,9 @@
 //	boot_ratio         start to CHECKED line, overlay on a view  plain qcow2 with the same content
 //	view_seq           nbdcopy of a view to null:                of qemu-nbd on a raw file with the same content
 //	view_rand4k        random 4 KiB reads, depth 16              the same
+//	view_*_100         the same two, 100 points over the base    the same
+//	boot_1000_points   boot_ratio's start, of the newest of      the same content as one point: the others merged away
+//	                   1,000 points
 //	journal_space      bytes of the segments                     bare zstd of the changed blocks, in 64 KiB pieces
 //	fold_throughput    live bytes folded per second              sequential write of as many bytes, synced
 //	merge_throughput   stored bytes merged per second            the same
@@ -126,6 +129,8 @@ var measures = []measure{
 	{[]string{"cycle_1mb_vs_tool"}, measureCycleTool},
 	{[]string{"view_seq", "view_rand4k"}, measureView},
 	{[]string{"boot_ratio"}, measureBoot},
+	{[]string{"view_seq_100", "view_rand4k_100"}, measureView100},
+	{[]string{"boot_1000_points"}, measureBootPoints},
 	{[]string{"guest_p99", "guest_p50"}, measureGuest},
 	{[]string{"journal_space", "fold_throughput", "merge_throughput"}, measureJournal},
 	{[]string{"view_bytes_per_extent"}, measureViewMemory},

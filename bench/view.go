@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/lab"
 	"github.com/switchback-dr/switchback/lab/guest"
 	"github.com/switchback-dr/switchback/nbd"
@@ -30,21 +31,8 @@ type view struct {
 	qcow2    string
 }
 
-// makeView takes the newest point, after some more if there are few, proves that
-// its view has the content of our guest's disk, and makes the plain copies.
-func (b *bed) makeView(ctx context.Context) (*view, error) {
-	if err := b.ensureProtected(ctx); err != nil {
-		return nil, err
-	}
-	for range b.sizes.viewPoints {
-		b.seed++
-		if _, err := b.ours.control.Dirty(ctx, guest.Changes{Disk: diskName, Bytes: b.sizes.viewPointChange, Span: b.sizes.span, Seed: b.seed}); err != nil {
-			return nil, err
-		}
-		if _, err := b.takePoint(ctx); err != nil {
-			return nil, err
-		}
-	}
+// replica is what the target reports of our guest's.
+func (b *bed) replica(ctx context.Context) (*agentapi.ReplicaStatus, error) {
 	vm, err := b.api.VM(ctx, b.ours.name)
 	if err != nil {
 		return nil, err
@@ -52,7 +40,32 @@ func (b *bed) makeView(ctx context.Context) (*view, error) {
 	if vm.AtTarget == nil || vm.AtTarget.Replica == nil || vm.AtTarget.Replica.Newest == nil {
 		return nil, fmt.Errorf("the target agent reports no replica")
 	}
-	r := vm.AtTarget.Replica
+	return vm.AtTarget.Replica, nil
+}
+
+// makeView takes points, each after a change, until there are that many, proves
+// that the newest one's view has the content of our guest's disk, and makes the
+// plain copies.
+func (b *bed) makeView(ctx context.Context, points int, change int64) (*view, error) {
+	if err := b.ensureProtected(ctx); err != nil {
+		return nil, err
+	}
+	r, err := b.replica(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for n := r.Points - 1; n < points; n++ {
+		b.seed++
+		if _, err := b.ours.control.Dirty(ctx, guest.Changes{Disk: diskName, Bytes: change, Span: b.sizes.span, Seed: b.seed}); err != nil {
+			return nil, err
+		}
+		if _, err := b.takePoint(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if r, err = b.replica(ctx); err != nil {
+		return nil, err
+	}
 	v := &view{dir: r.Dir, point: r.Newest.Sequence, segments: r.Points - 1, raw: guest.ImageDir + "/plain.raw", qcow2: guest.ImageDir + "/plain.qcow2"}
 	stop, err := b.export(ctx, v)
 	if err != nil {
@@ -125,9 +138,17 @@ func waitNBD(ctx context.Context, socket, export string) error {
 	}
 }
 
-// measureView reads a view and a qemu-nbd with the same clients.
 func measureView(ctx context.Context, b *bed) ([]entry, error) {
-	v, err := b.makeView(ctx)
+	return b.measureView(ctx, b.sizes.viewPoints, b.sizes.viewPointChange, "")
+}
+
+func measureView100(ctx context.Context, b *bed) ([]entry, error) {
+	return b.measureView(ctx, 100, b.sizes.viewPointChange/8, "_100")
+}
+
+// measureView reads a view and a qemu-nbd with the same clients.
+func (b *bed) measureView(ctx context.Context, points int, change int64, suffix string) ([]entry, error) {
+	v, err := b.makeView(ctx, points, change)
 	defer b.dropView(v)
 	if err != nil {
 		return nil, err
@@ -188,8 +209,8 @@ func measureView(ctx context.Context, b *bed) ([]entry, error) {
 	detail := fmt.Sprintf("%d segments over the base, %d MB of data, warm", v.segments, bytes/1e6)
 	const peer = "qemu-nbd on a raw file with the same content"
 	return []entry{
-		newEntry("view_seq", "MB/s", peer+", nbdcopy to null:", oursByPeer, seq, detail),
-		newEntry("view_rand4k", "reads/s", peer+", depth 16", oursByPeer, random, ""),
+		newEntry("view_seq"+suffix, "MB/s", peer+", nbdcopy to null:", oursByPeer, seq, detail),
+		newEntry("view_rand4k"+suffix, "reads/s", peer+", depth 16", oursByPeer, random, ""),
 	}, nil
 }
 

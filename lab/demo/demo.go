@@ -164,7 +164,7 @@ func (d *demo) run(ctx context.Context) error {
 	}
 	d.say("both guests have booted and write")
 
-	for _, act := range []func(context.Context) error{d.protect, d.cycles, d.drill, d.failover, d.bootRatio, d.killAgent, d.commit, d.reprotect, d.failback, d.protectAgain} {
+	for _, act := range []func(context.Context) error{d.protect, d.cycles, d.drill, d.failover, d.bootRatio, d.killAgent, d.changePoint, d.commit, d.reprotect, d.failback, d.protectAgain} {
 		if err := act(ctx); err != nil {
 			return err
 		}

@@ -33,6 +33,8 @@ func (d *demo) judge() []string {
 	must(r.Cycles.Count > 0, "no cycles")
 	must(r.Drill.Passed, "the drill did not pass")
 	must(r.Drill.PointsMeanwhile > 0, "no points came during the drill")
+	must(r.Change.RecordAtPoint > 0 && r.Change.RecordAtPoint < r.Change.RecordBefore, "change of point: record %d at the older point, %d before", r.Change.RecordAtPoint, r.Change.RecordBefore)
+	must(r.Change.RecordAfter >= r.Change.RecordBefore, "change of point: record %d after going back to %d", r.Change.RecordAfter, r.Change.RecordBefore)
 	must(!r.Drill.Left, "the drill left its domain behind")
 	for i, f := range r.Failback.VMs {
 		must(f.BytesChanged >= 64_000_000 && f.BytesChanged <= r.VMs[i].DiskBytes/20, "failback of %s: %d bytes changed, the test wants 64 MB to 5 %% of %d", f.Name, f.BytesChanged, r.VMs[i].DiskBytes)

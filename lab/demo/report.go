@@ -11,6 +11,7 @@ type Report struct {
 	Seed     Seed     `json:"seed"`
 	Cycles   Cycles   `json:"cycles"`
 	Drill    Drill    `json:"drill"`
+	Change   Change   `json:"change"`
 	Failover Failover `json:"failover"`
 	Commit   Commit   `json:"commit"`
 	Failback Failback `json:"failback"`
@@ -39,6 +40,20 @@ type Cycles struct {
 	RPO             RPO     `json:"rpo_seconds"`
 	BytesSent       int64   `json:"bytes_sent"`
 	BytesChanged    int64   `json:"bytes_changed"`
+}
+
+// Change is a change of the point before commit, to an older one and back.
+type Change struct {
+	VM    string `json:"vm"`
+	Point uint64 `json:"point"`
+	// The newest record of the guest: before, when it ran from the older point, and
+	// when it was back on what it had written.
+	RecordBefore  uint64 `json:"record_before"`
+	RecordAtPoint uint64 `json:"record_at_point"`
+	RecordAfter   uint64 `json:"record_after"`
+	// From the guest seen off to the guest let run.
+	OutageSeconds     float64 `json:"outage_seconds"`
+	OutageBackSeconds float64 `json:"outage_back_seconds"`
 }
 
 // Drill is a copy of a point that ran beside its VM.

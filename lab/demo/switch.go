@@ -235,7 +235,7 @@ func firstOf(errs ...error) error {
 func (d *demo) commitAll(ctx context.Context, site string, c *Commit) error {
 	c.PlainDisks = true
 	return d.each(func(g lab.Guest) error {
-		sum, err := d.operate(ctx, g.Name, recovery.Commit, api.OperationRequest{})
+		sum, err := d.operate(ctx, g.Name, recovery.Commit, api.OperationRequest{Snapshots: "drop"})
 		if err != nil {
 			return err
 		}
