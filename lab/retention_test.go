@@ -83,6 +83,14 @@ func TestRetention(t *testing.T) {
 	f.operate(recovery.Cancel, api.OperationRequest{})
 	f.writes(Primary)
 	f.morePoints(3)
+	// What the run at the target wrote is kept, and holds its point, until it is dropped.
+	kept := f.vm().AtTarget.Snapshots
+	if len(kept) != 1 || kept[0].Point != chosen {
+		t.Errorf("kept snapshots: %+v", kept)
+	}
+	for _, s := range kept {
+		f.operate(recovery.DropSnapshot, api.OperationRequest{Snapshot: s.Name})
+	}
 
 	// A bound of the journal is told before it is met, and then kept.
 	bounded := *policy
