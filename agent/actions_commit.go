@@ -373,7 +373,8 @@ func (v *vm) sweep(ctx context.Context) error {
 	if dir == "" {
 		return nil
 	}
-	for _, pattern := range []string{"journal-*", "overlay-*"} {
+	const journals = "journal-*"
+	for _, pattern := range []string{journals, "overlay-*"} {
 		paths, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil {
 			return err
@@ -382,9 +383,11 @@ func (v *vm) sweep(ctx context.Context) error {
 			if as.Kept != nil && path == as.Kept.Dir {
 				continue
 			}
-			if err := journal.RemoveObjects(ctx, path); err != nil {
-				v.agent.log.Warn("a journal that is not needed any more stays: its objects are not removed", "dir", path, "error", err)
-				continue
+			if pattern == journals {
+				if err := journal.RemoveObjects(ctx, path); err != nil {
+					v.agent.log.Warn("a journal that is not needed any more stays: its objects are not removed", "dir", path, "error", err)
+					continue
+				}
 			}
 			if err := os.RemoveAll(path); err != nil {
 				return err
