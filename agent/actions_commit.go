@@ -508,6 +508,11 @@ func (a *Agent) release(ctx context.Context, _ *task, req agentapi.Task, p agent
 		}
 	}
 	if as.Kept != nil {
+		if p.RemoveData {
+			if err := journal.RemoveObjects(ctx, as.Kept.Dir); err != nil {
+				return nil, err
+			}
+		}
 		for _, path := range append([]string{as.Kept.Dir}, as.Kept.Bases...) {
 			if err := remove(path); err != nil {
 				return nil, err

@@ -188,13 +188,16 @@ func copyChosen(ctx context.Context, d switchback.Disk, kept, view string) error
 }
 
 // dropKept deletes the points that a commit has kept. Done before is no error.
-func (a *Agent) dropKept(_ context.Context, _ *task, v *vm, _ agentapi.Task, _ struct{}) (any, error) {
+func (a *Agent) dropKept(ctx context.Context, _ *task, v *vm, _ agentapi.Task, _ struct{}) (any, error) {
 	as := v.assignment()
 	if as.Kept == nil {
 		return nil, nil
 	}
 	if as.Run != nil {
 		return nil, switchback.Errorf(switchback.CodeConflict, "the commit of %s is not complete", as.Name).WithHint("let it end, or retry it")
+	}
+	if err := journal.RemoveObjects(ctx, as.Kept.Dir); err != nil {
+		return nil, err
 	}
 	for _, path := range append([]string{as.Kept.Dir}, as.Kept.Bases...) {
 		if err := os.RemoveAll(path); err != nil {
