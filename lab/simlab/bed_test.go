@@ -248,5 +248,6 @@ func (b *bed) same(x, xFormat, y, yFormat string) {
 func fast() api.OperationRequest {
 	p := switchback.DefaultPolicy()
 	p.Interval = time.Second
+	p.Commit = switchback.CommitPolicy{Action: switchback.CommitCommit, After: time.Hour}
 	return api.OperationRequest{From: simlab.Primary, To: simlab.Recovery, Policy: &p}
 }

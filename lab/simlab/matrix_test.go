@@ -133,12 +133,12 @@ func (m *matrix) work(cells []cell) {
 	}
 }
 
-// route returns the kinds of operation that lead from the VM's situation to the
-// nearest one where a cell can be run, and that cell.
-func (b *bed) route(cells []cell) (kinds []recovery.Kind, next int) {
+// route returns the operations that lead from the VM's situation to the nearest
+// one where a cell can be run, and that cell.
+func (b *bed) route(cells []cell) (ways []path, next int) {
 	type reached struct {
-		at    situation
-		kinds []recovery.Kind
+		at   situation
+		ways []path
 	}
 	queue := []reached{{b.situation(), nil}}
 	seen := map[situation]bool{}
@@ -146,14 +146,14 @@ func (b *bed) route(cells []cell) (kinds []recovery.Kind, next int) {
 		r := queue[0]
 		queue = queue[1:]
 		for i, c := range cells {
-			if pathOf(c.Kind).from == r.at {
-				return r.kinds, i
+			if c.path().from == r.at {
+				return r.ways, i
 			}
 		}
-		for _, p := range append(slices.Clone(paths), path{kind: recovery.Failback, from: homeward, to: protected}) {
+		for _, p := range append(slices.Clone(paths), byways...) {
 			if p.from == r.at && !seen[p.to] {
 				seen[p.to] = true
-				queue = append(queue, reached{p.to, append(slices.Clone(r.kinds), p.kind)})
+				queue = append(queue, reached{p.to, append(slices.Clone(r.ways), p)})
 			}
 		}
 	}
@@ -173,23 +173,10 @@ func (b *bed) situation() situation {
 	return b.at
 }
 
-// request are the parameters of an operation of the matrix.
-func (b *bed) request(kind recovery.Kind) api.OperationRequest {
-	switch kind {
-	case recovery.Protect, recovery.Edit:
-		return fast()
-	case recovery.Failback:
-		return api.OperationRequest{AndCommit: true, AndReprotect: true}
-	case recovery.Unprotect:
-		return api.OperationRequest{RemoveData: true}
-	}
-	return api.OperationRequest{}
-}
-
 // active is the site where the VM runs in a situation.
 func (s situation) active() string {
 	switch s {
-	case switched, committed, homeward:
+	case switched, committed, keeping, homeward:
 		return simlab.Recovery
 	}
 	return simlab.Primary
@@ -199,7 +186,7 @@ func (s situation) phase() switchback.Phase {
 	switch s {
 	case switched:
 		return switchback.PhaseSwitched
-	case committed:
+	case committed, keeping:
 		return switchback.PhaseCommitted
 	}
 	return switchback.PhaseProtected
@@ -220,10 +207,10 @@ func isThere(path string) bool {
 }
 
 // beginUnanswered asks for an operation whose server may die before it answers.
-func (b *bed) beginUnanswered(kind recovery.Kind, hit string) {
+func (b *bed) beginUnanswered(a asking, hit string) {
 	b.t.Helper()
-	b.until(string(kind)+" is accepted", func() (bool, string) {
-		_, err := b.client.Request(b.t.Context(), b.machine.Name, kind, b.request(kind))
+	b.until(string(a.kind)+" is accepted", func() (bool, string) {
+		_, err := b.ask(a)
 		return err == nil || isThere(hit), fmt.Sprint(err)
 	})
 }
@@ -245,14 +232,14 @@ func (b *bed) newest(kind recovery.Kind) (id switchback.OperationID) {
 // run brings the VM to where the cell begins, runs its operation, kills, and judges.
 func (b *bed) run(c cell) {
 	b.t.Helper()
-	kinds, _ := b.route([]cell{c})
-	for _, kind := range kinds {
-		p := b.pathFrom(kind)
-		b.operate(kind, b.request(kind))
+	ways, _ := b.route([]cell{c})
+	for _, p := range ways {
+		b.carryOut(b.asking(p))
 		b.at = p.to
 	}
-	p := pathOf(c.Kind)
-	active := p.from.active()
+	p := c.path()
+	b.prepare(c)
+	active, asks := p.from.active(), b.asking(p)
 	before := b.facts()
 	victim := c.process(active)
 	process, scope, hold := simlab.Server, string(c.Kind), "hold "
@@ -273,14 +260,14 @@ func (b *bed) run(c cell) {
 	if c.Undo {
 		// Held where it can last be cancelled, the cell is armed and the cancel asked for.
 		waits := b.spec(simlab.Server, "cancel", "hold "+killpoint.Spec("server", string(c.Kind), p.cancelAt, killpoint.BeforeEffect))
-		id := b.begin(c.Kind, b.request(c.Kind))
+		id := b.beginAsked(asks)
 		b.awaitHit(waits)
 		hit = b.spec(process, "cell", arm)
 		b.must(b.client.CancelOperation(b.t.Context(), id))
 		b.must(os.Remove(waits))
 	} else {
 		hit = b.spec(process, "cell", arm)
-		b.beginUnanswered(c.Kind, hit)
+		b.beginUnanswered(asks, hit)
 	}
 	b.awaitHit(hit)
 	if hold == "" {
@@ -302,6 +289,7 @@ func (b *bed) run(c cell) {
 	}
 	b.at = to
 	b.judge(c, to, before)
+	b.outcome(c, asks)
 }
 
 // steps tells how far an operation has come.
@@ -318,13 +306,6 @@ func steps(rec operation.Record) string {
 		list = append(list, text)
 	}
 	return strings.Join(list, ", ")
-}
-
-// pathFrom is the path of a kind from where the VM is.
-func (b *bed) pathFrom(kind recovery.Kind) path {
-	p := pathOf(kind)
-	p.from = b.situation()
-	return p
 }
 
 // awaitHit waits until a line was reached. Where no operation runs any more it
@@ -396,7 +377,7 @@ func (b *bed) powerLog() []simulated.PowerEvent {
 // judge holds what a cell has left against what the operation should have done.
 func (b *bed) judge(c cell, to situation, before facts) {
 	b.t.Helper()
-	active, old := to.active(), pathOf(c.Kind).from.active()
+	active, old := to.active(), c.path().from.active()
 	v := b.vm()
 	if to == unprotected {
 		b.until("it is forgotten", func() (bool, string) {
@@ -416,7 +397,7 @@ func (b *bed) judge(c cell, to situation, before facts) {
 	if to == switched && old != active {
 		b.cutOver(old, active)
 	}
-	if to == committed {
+	if to == committed || to == keeping {
 		b.plain(active)
 	}
 	if to != unprotected {
@@ -436,7 +417,7 @@ func (b *bed) epochs(c cell, before facts, v api.VM) {
 	b.t.Helper()
 	minted := switchback.Epoch(0)
 	switch c.Kind {
-	case recovery.Failover, recovery.Failback, recovery.Cancel:
+	case recovery.Failover, recovery.Failback, recovery.Cancel, recovery.ChangePoint:
 		minted = 1
 		if c.Undo {
 			minted = 2
@@ -458,7 +439,7 @@ func (b *bed) effects(c cell, before facts) {
 			got[e.Host]++
 		}
 	}
-	active := pathOf(c.Kind).from.active()
+	active := c.path().from.active()
 	other := map[string]string{simlab.Primary: simlab.Recovery, simlab.Recovery: simlab.Primary}[active]
 	want := map[string]int{}
 	switch {
@@ -466,6 +447,8 @@ func (b *bed) effects(c cell, before facts) {
 		want[active], want[other] = 1, 1 // away and back
 	case c.Kind == recovery.Failover, c.Kind == recovery.Failback, c.Kind == recovery.Cancel:
 		want[other] = 1
+	case c.Kind == recovery.ChangePoint:
+		want[active] = 1
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		b.t.Errorf("guests were let run %v times, want %v", got, want)
@@ -513,8 +496,12 @@ func (b *bed) content(active, old string, before facts) {
 	if last.site == previous.site || last.boot.Found.Highest >= previous.boot.Acked {
 		return
 	}
-	// Abandoned on purpose: the run before the last was away, and ended by a cancel.
-	if len(runs) >= 3 && runs[len(runs)-3].site == last.site && last.boot.Found.Highest >= runs[len(runs)-3].boot.Acked && b.wasCancelled() {
+	// Abandoned on purpose: the runs before the last were away, the last of them ended by a cancel.
+	stayed := len(runs) - 2
+	for stayed >= 0 && runs[stayed].site != last.site {
+		stayed--
+	}
+	if stayed >= 0 && last.boot.Found.Highest >= runs[stayed].boot.Acked && b.wasCancelled() {
 		return
 	}
 	b.t.Errorf("at %s it found %+v, at %s record %d was acknowledged before", last.site, last.boot.Found, previous.site, previous.boot.Acked)
