@@ -23,6 +23,18 @@ type KeptPoints struct {
 	Points []switchback.MarkedPoint `json:"points"`
 }
 
+// result says what was kept; k is nil where nothing was. disks are the VM's own now.
+func (k *KeptPoints) result(disks []switchback.Disk) (r agentapi.KeepPointsResult) {
+	if k == nil {
+		return r
+	}
+	r.Points = len(k.Points)
+	for _, d := range disks {
+		r.Bytes += occupied(d.Path)
+	}
+	return r
+}
+
 // keptBase is where the base of a disk goes that the kept points need.
 func keptBase(path string, epoch switchback.Epoch) string {
 	return fmt.Sprintf("%s.kept-%d", path, epoch)
@@ -49,9 +61,9 @@ func wholeBytes(disks []switchback.Disk, points []switchback.Point, seq switchba
 // only then its first name, which is the VM's, is given to the new image.
 func (a *Agent) keepPoints(ctx context.Context, t *task, v *vm, req agentapi.Task, p agentapi.KeepPointsParams) (any, error) {
 	as := v.assignment()
-	run := as.Run // nil: settled before
-	if run == nil || run.Folded {
-		return agentapi.KeepPointsResult{}, nil
+	run := as.Run                 // nil: settled before
+	if run == nil || run.Folded { // done before a restart, or settled before
+		return as.Kept.result(as.Disks), nil
 	}
 	replica, err := v.openReplica()
 	if err != nil {
@@ -96,12 +108,10 @@ func (a *Agent) keepPoints(ctx context.Context, t *task, v *vm, req agentapi.Tas
 		return nil, err
 	}
 	kept := &KeptPoints{Dir: as.ReplicaDir, Points: replica.MarkedPoints()}
-	r.Bytes, r.Points = 0, len(kept.Points)
 	for _, d := range as.Disks {
 		kept.Bases = append(kept.Bases, keptBase(d.Path, run.Epoch))
-		r.Bytes += occupied(d.Path)
 	}
-	return r, v.change(func(x *Assignment) {
+	return kept.result(as.Disks), v.change(func(x *Assignment) {
 		next := *x.Run
 		next.Folded, x.Run, x.Kept = true, &next, kept
 	})

@@ -200,6 +200,9 @@ func (s *Server) failbackSteps(raw json.RawMessage) ([]operation.Step, error) {
 	var steps []operation.Step
 	if p.FromCommitted {
 		steps = append(steps, s.reprotectSteps("reprotect-")...)
+		// The points that were kept are no part of the way home: without them,
+		// too, the switch that follows can be undone.
+		steps[len(steps)-1].Irreversible = false
 	}
 	steps = append(steps, s.switchSteps()...)
 	if p.AndCommit {

@@ -243,6 +243,25 @@ func TestCells(t *testing.T) {
 			t.Errorf("operation %s is no exception", kind)
 		}
 	}
+	// An operation can be cancelled up to its last cancellable step before what is final.
+	for _, o := range registry {
+		i := slices.IndexFunc(paths, func(p path) bool { return string(p.kind) == o.Kind && p.cancelAt != "" })
+		if i < 0 {
+			continue
+		}
+		last := ""
+		for _, s := range o.Steps {
+			if s.Irreversible {
+				break
+			}
+			if s.Cancellable {
+				last = s.Name
+			}
+		}
+		if last != paths[i].cancelAt {
+			t.Errorf("%s can last be cancelled at %q, want %q", o.Kind, last, paths[i].cancelAt)
+		}
+	}
 	for step := range carriedOut {
 		if !slices.ContainsFunc(cells, func(c cell) bool { return string(c.Kind)+"/"+c.Step == step }) {
 			t.Errorf("no operation has the step %s", step)

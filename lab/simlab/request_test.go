@@ -181,6 +181,13 @@ func (b *bed) outcome(c cell, a asking) {
 	case verify, repair:
 		b.pinless()
 	}
+	if (c.Kind == recovery.Reprotect || c.Kind == recovery.Failback) && !c.Undo {
+		b.until("no points are kept", func() (bool, string) {
+			v := b.vm()
+			return !v.KeptPoints && v.AtSource != nil && v.AtSource.Kept == nil && v.AtTarget != nil && v.AtTarget.Kept == nil,
+				fmt.Sprintf("%+v, %+v", v.AtSource, v.AtTarget)
+		})
+	}
 	if to := c.path().to; !c.Undo && (to == committed || to == keeping) && v.KeptPoints != (to == keeping) {
 		b.t.Errorf("kept points: %v", v.KeptPoints)
 	}
