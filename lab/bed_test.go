@@ -224,6 +224,14 @@ func (f *fixture) remove() {
 			}
 		}
 	}
+	points, _ := f.client.Points(ctx, f.Name) // none where the VM is not protected any more
+	for _, p := range points {
+		if p.Mark.Locked {
+			if _, err := f.client.MarkPoint(ctx, f.Name, fmt.Sprint(p.Sequence), api.MarkRequest{Locked: new(bool)}); err != nil {
+				t.Logf("point %d of %s stays locked: %v", p.Sequence, f.Name, err)
+			}
+		}
+	}
 	for range 2 { // a switched VM is cancelled first
 		for _, kind := range []recovery.Kind{recovery.Cancel, recovery.Unprotect} {
 			if a, err := f.client.Request(ctx, f.Name, kind, api.OperationRequest{RemoveData: true}); err == nil && a.Operation != nil {

@@ -116,6 +116,7 @@ func TestPoints(t *testing.T) {
 		t.Errorf("%+v", gold)
 	}
 	f.says(f.cli(4, "points", "delete", f.Name, "gold"), "locked", "points unlock")
+	f.says(f.cli(4, "vm", "unprotect", f.Name, "--remove-data"), "locked", "points unlock")
 	oldest := f.points()[0].Sequence
 	f.cli(0, "points", "delete", f.Name, fmt.Sprint(oldest))
 	if p := f.points()[0].Sequence; p <= oldest {
