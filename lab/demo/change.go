@@ -3,6 +3,7 @@ package demo
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/switchback-dr/switchback/api"
 	"github.com/switchback-dr/switchback/lab"
@@ -61,12 +62,25 @@ func (d *demo) change(ctx context.Context, vm string, req api.OperationRequest) 
 	return changed{sum.Change, seq}, err
 }
 
+// newestRecord waits for the first record since the guest's boot, and returns the
+// newest one's number. It goes on from the newest on the disk.
 func (d *demo) newestRecord(ctx context.Context, vm string) (uint64, error) {
 	c, err := d.lab.Control(ctx, lab.Recovery, vm)
 	if err != nil {
 		return 0, err
 	}
 	defer c.Close()
-	s, err := c.State(ctx)
-	return uint64(s.Seq), err
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		s, err := c.State(ctx)
+		if err != nil || s.Seq > 0 {
+			return s.Seq, err
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%s writes no record: %w", vm, ctx.Err())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
