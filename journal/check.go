@@ -279,18 +279,10 @@ func (c *checker) total(resumed bool) error {
 // segment reads every frame of a segment.
 func (c *checker) segment(ctx context.Context, s *segment) error {
 	raw := make([]byte, maxFrame)
-	var head, want [frameHeadSize]byte
 	var ranges = map[string][]extent.Range{} // by disk and reason
 	for n := range s.index.frames {
 		f := &s.index.frames[n]
-		err := s.load(uint32(n), raw[:f.rawLength()])
-		if err == nil {
-			f.putHead(want[:])
-			if err = s.readAt(head[:], f.offset-frameHeadSize); err == nil && head != want {
-				err = s.frameDamage(uint32(n), "frame head is not what the index says")
-			}
-		}
-		if err != nil {
+		if err := s.checkFrame(uint32(n), raw); err != nil {
 			var d Damage
 			if !errors.As(err, &d) {
 				return fault(err, "check segment %d", s.header.Sequence)

@@ -253,6 +253,24 @@ func (s *segment) loadStored(n uint32, raw, stored []byte) error {
 	return nil
 }
 
+// checkFrame reads frame n and its head and verifies both; raw, of maxFrame
+// bytes, is for its content.
+func (s *segment) checkFrame(n uint32, raw []byte) error {
+	f := &s.index.frames[n]
+	if err := s.load(n, raw[:f.rawLength()]); err != nil {
+		return err
+	}
+	var head, want [frameHeadSize]byte
+	f.putHead(want[:])
+	if err := s.readAt(head[:], f.offset-frameHeadSize); err != nil {
+		return err
+	}
+	if head != want {
+		return s.frameDamage(n, "frame head is not what the index says")
+	}
+	return nil
+}
+
 // frameDamage names the ranges that frame n holds.
 func (s *segment) frameDamage(n uint32, reason string) error {
 	f := &s.index.frames[n]

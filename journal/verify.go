@@ -12,7 +12,7 @@ import (
 // Verify reads every stored segment and checks it against its checksums. It
 // returns the damage found; err is about Verify itself. progress, if not nil,
 // is called with the bytes done and in total. Points may be received and folded
-// meanwhile. Bases have no checksums and are not looked at.
+// meanwhile. Bases are not looked at: Check does that.
 func (r *Replica) Verify(ctx context.Context, progress func(done, total int64)) ([]Damage, error) {
 	r.mu.Lock()
 	damages := slices.Clone(r.broken)
@@ -48,7 +48,10 @@ func (r *Replica) verifySegment(ctx context.Context, p switchback.Point) (damage
 		damages = append(damages, d)
 		return nil
 	}
-	s, err := r.storage.openSegment(p.Sequence)
+	r.mu.Lock()
+	st := r.storage
+	r.mu.Unlock()
+	s, err := st.openSegment(p.Sequence)
 	if errors.Is(err, os.ErrNotExist) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -68,20 +71,11 @@ func (r *Replica) verifySegment(ctx context.Context, p switchback.Point) (damage
 		return damages, collect(err)
 	}
 	raw := make([]byte, maxFrame)
-	var head, want [frameHeadSize]byte
 	for n := range s.index.frames {
 		if err := ctx.Err(); err != nil {
 			return damages, switchback.Errorf(switchback.CodeCancelled, "verify: %w", err)
 		}
-		f := &s.index.frames[n]
-		err := s.load(uint32(n), raw[:f.rawLength()])
-		if err == nil {
-			f.putHead(want[:])
-			if err = s.readAt(head[:], f.offset-frameHeadSize); err == nil && head != want {
-				err = s.frameDamage(uint32(n), "frame head is not what the index says")
-			}
-		}
-		if err != nil {
+		if err := s.checkFrame(uint32(n), raw); err != nil {
 			if err := collect(err); err != nil {
 				return damages, err
 			}

@@ -17,6 +17,7 @@ import (
 	"github.com/switchback-dr/switchback/export"
 	"github.com/switchback-dr/switchback/journal"
 	"github.com/switchback-dr/switchback/operation"
+	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/transport"
 )
 
@@ -176,24 +177,27 @@ func (s *Server) repaired(ctx context.Context, r *operation.Run, p switchback.Pr
 	return nil
 }
 
-// pointNamed finds a point by number, tag, "latest" or "oldest".
+// pointNamed finds a point by any choice, by its bare tag, or "oldest".
 func pointNamed(points []switchback.MarkedPoint, name string) (switchback.MarkedPoint, error) {
 	if len(points) == 0 {
 		return switchback.MarkedPoint{}, switchback.Errorf(switchback.CodeNotFound, "there is no point yet").WithHint("wait for the first one")
 	}
 	switch name {
-	case "latest":
-		return points[len(points)-1], nil
+	case "": // a choice would take it for latest
+		return switchback.MarkedPoint{}, switchback.Errorf(switchback.CodeInvalid, "no point is named").WithHint("%s, or oldest", recovery.ChoiceHelp)
 	case "oldest":
 		return points[0], nil
 	}
-	n, err := strconv.ParseUint(name, 10, 64)
-	for _, p := range points {
-		if err == nil && p.Sequence == switchback.Sequence(n) || err != nil && name != "" && p.Mark.Tag == name {
+	for _, p := range points { // also those that a choice needs tag: in front of
+		if p.Mark.Tag == name {
 			return p, nil
 		}
 	}
-	return switchback.MarkedPoint{}, switchback.Errorf(switchback.CodeNotFound, "there is no point %s", name).WithHint("'switchback points list' shows them; a point is named by number, tag, latest or oldest")
+	choice, err := recovery.ParseChoice(name)
+	if err != nil {
+		return switchback.MarkedPoint{}, err
+	}
+	return choice.Choose(points, time.Now())
 }
 
 // routePoints are the requests about points.

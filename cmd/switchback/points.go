@@ -74,7 +74,7 @@ func (c *cli) pointsList(use string) *cobra.Command {
 // vmAndPoint is the arguments of most commands here.
 func vmAndPoint(_ *cobra.Command, args []string) error {
 	if len(args) != 2 {
-		return usage(errors.New("needs VM and POINT: a number, a tag, latest or oldest"))
+		return usage(errors.New("needs VM and POINT: a number, a tag, oldest, or another choice such as latest-app or before:10m"))
 	}
 	return nil
 }
