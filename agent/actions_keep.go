@@ -11,6 +11,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/internal/durable"
 	"github.com/switchback-dr/switchback/journal"
 	"github.com/switchback-dr/switchback/qemu"
 )
@@ -154,7 +155,7 @@ func (v *vm) renameBase(replica *journal.Replica, d switchback.Disk, epoch switc
 		if err := os.Link(known.BasePath, kept); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		if err := syncDir(filepath.Dir(kept)); err != nil {
+		if err := durable.SyncDir(filepath.Dir(kept)); err != nil {
 			return err
 		}
 		known.BasePath = kept
@@ -194,7 +195,7 @@ func copyChosen(ctx context.Context, d switchback.Disk, kept, view string) error
 	if err := os.Rename(tmp, d.Path); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(d.Path))
+	return durable.SyncDir(filepath.Dir(d.Path))
 }
 
 // dropKept deletes the points that a commit has kept. Done before is no error.

@@ -15,6 +15,7 @@ import (
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/extent"
 	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/internal/durable"
 	"github.com/switchback-dr/switchback/internal/killpoint"
 	"github.com/switchback-dr/switchback/qemu"
 )
@@ -312,7 +313,7 @@ func stopExport(socket string) error {
 		time.Sleep(5 * time.Millisecond)
 	}
 	os.Remove(socket)
-	return removeDurably(pidFile)
+	return durable.Remove(pidFile)
 }
 
 func (a *Agent) check(ctx context.Context, t *task, v *vm, req agentapi.Task, p agentapi.CheckParams) (any, error) {

@@ -13,6 +13,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/internal/durable"
 	"github.com/switchback-dr/switchback/objectstore"
 	"github.com/switchback-dr/switchback/seal"
 	"github.com/switchback-dr/switchback/transport"
@@ -205,7 +206,7 @@ func (a *Agent) ensureVM(id switchback.ProtectionID) *vm {
 }
 
 func (a *Agent) forget(id switchback.ProtectionID) error {
-	if err := removeDurably(filepath.Join(a.assignmentDir(), string(id)+".json")); err != nil {
+	if err := durable.Remove(filepath.Join(a.assignmentDir(), string(id)+".json")); err != nil {
 		return err
 	}
 	a.mu.Lock()

@@ -15,6 +15,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/extent"
+	"github.com/switchback-dr/switchback/internal/durable"
 )
 
 func TestAssignments(t *testing.T) {
@@ -59,7 +60,7 @@ func TestAssignments(t *testing.T) {
 		t.Errorf("a damaged assignment: %v", err)
 	}
 	for range 2 { // removing what is gone is no error
-		if err := removeDurably(filepath.Join(dir, "p-2.json")); err != nil {
+		if err := durable.Remove(filepath.Join(dir, "p-2.json")); err != nil {
 			t.Errorf("remove: %v", err)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/internal/durable"
 )
 
 // drillClean clears a drill, or all of the VM. It is not bound to an epoch:
@@ -120,7 +121,7 @@ func removeAllDurably(dir string) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
-	if err := syncDir(filepath.Dir(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := durable.SyncDir(filepath.Dir(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil

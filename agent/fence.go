@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/internal/durable"
 )
 
 // hookScript refuses the start of a fenced domain. It is self-contained shell:
@@ -32,7 +33,7 @@ func (a *Agent) installHook() error {
 	if err == nil && string(old) == script {
 		return nil
 	}
-	if err := writeDurably(hookPath, []byte(script), 0o755); err != nil {
+	if err := durable.WriteFile(hookPath, []byte(script), 0o755); err != nil {
 		return fmt.Errorf("install the libvirt hook: %w", err)
 	}
 	if err := os.Chmod(filepath.Dir(hookPath), 0o755); err != nil {
@@ -68,12 +69,12 @@ func (a *Agent) fencePath(vm switchback.VMUUID) string {
 
 // setFence makes the hook refuse the VM's start, durably.
 func (a *Agent) setFence(vm switchback.VMUUID, message string) error {
-	return writeDurably(a.fencePath(vm), []byte(message+"\n"), 0o644)
+	return durable.WriteFile(a.fencePath(vm), []byte(message+"\n"), 0o644)
 }
 
 func (a *Agent) clearFence(vm switchback.VMUUID) error {
 	if err := os.MkdirAll(a.fenceDir(), 0o700); err != nil {
 		return err
 	}
-	return removeDurably(a.fencePath(vm))
+	return durable.Remove(a.fencePath(vm))
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/internal/durable"
 	"github.com/switchback-dr/switchback/transport"
 )
 
@@ -61,7 +62,7 @@ func Join(ctx context.Context, stateDir, token, address, version string) (transp
 		if key, csr, err = transport.NewKeyAndCSR(); err != nil {
 			return transport.Identity{}, err
 		}
-		if err := errors.Join(writeDurably(keyFile, key, 0o600), writeDurably(csrFile, csr, 0o600)); err != nil {
+		if err := errors.Join(durable.WriteFile(keyFile, key, 0o600), durable.WriteFile(csrFile, csr, 0o600)); err != nil {
 			return transport.Identity{}, err
 		}
 	}
@@ -81,7 +82,7 @@ func Join(ctx context.Context, stateDir, token, address, version string) (transp
 	if err != nil {
 		return transport.Identity{}, err
 	}
-	if err := writeDurably(filepath.Join(dir, identityFile), b, 0o600); err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, identityFile), b, 0o600); err != nil {
 		return transport.Identity{}, err
 	}
 	return creds.Identity(), errors.Join(os.Remove(keyFile), os.Remove(csrFile))

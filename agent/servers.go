@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/internal/durable"
 )
 
 // servers are the addresses of the control plane: one of them is used until it
@@ -74,7 +75,7 @@ func (a *Agent) learnServers(list []string) {
 	all := a.servers.all()
 	b, err := json.Marshal(Identity{Address: a.cfg.Address, Server: all[0], Servers: all[1:]})
 	if err == nil {
-		err = writeDurably(filepath.Join(identityDir(a.cfg.StateDir), identityFile), b, 0o600)
+		err = durable.WriteFile(filepath.Join(identityDir(a.cfg.StateDir), identityFile), b, 0o600)
 	}
 	if err != nil {
 		a.log.Warn("addresses of the servers not stored", "error", err)

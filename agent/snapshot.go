@@ -14,6 +14,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/internal/durable"
 	"github.com/switchback-dr/switchback/qemu"
 )
 
@@ -131,7 +132,7 @@ func (v *vm) setAside(ctx context.Context, as Assignment, run *Run) (s Snapshot,
 			return s, false, err
 		}
 	}
-	return s, true, errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)), syncDir(as.Dir))
+	return s, true, errors.Join(durable.SyncDir(dir), durable.SyncDir(filepath.Dir(dir)), durable.SyncDir(as.Dir))
 }
 
 // takeUpSnapshot moves the images of the snapshot that a run is to go on with
@@ -150,7 +151,7 @@ func takeUpSnapshot(ctx context.Context, as Assignment, run *Run) error {
 			return err
 		}
 	}
-	return errors.Join(os.RemoveAll(snapshotDir(as, run.Snapshot)), syncDir(as.Dir))
+	return errors.Join(os.RemoveAll(snapshotDir(as, run.Snapshot)), durable.SyncDir(as.Dir))
 }
 
 // dropSnapshot deletes one snapshot. Done before is no error.
@@ -258,7 +259,7 @@ func (v *vm) makeWhole(ctx context.Context, s Snapshot) (int64, error) {
 		if err := os.Rename(tmp, out); err != nil {
 			return 0, err
 		}
-		if err := syncDir(filepath.Dir(out)); err != nil {
+		if err := durable.SyncDir(filepath.Dir(out)); err != nil {
 			return 0, err
 		}
 	}

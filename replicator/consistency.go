@@ -11,6 +11,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/internal/durable"
 )
 
 // Application-consistent points: the guest's file systems are frozen through its
@@ -84,7 +85,7 @@ func thaw(ctx context.Context, dir string, hv hypervisor.Hypervisor, vm switchba
 	if err := os.Remove(frozenNote(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return syncDir(dir)
+	return durable.SyncDir(dir)
 }
 
 // writeNote makes the note durable.
@@ -97,15 +98,7 @@ func writeNote(dir string, vm switchback.VMUUID) error {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	return syncDir(dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.SyncDir(dir)
 }
 
 // guestFreeze is a guest that was asked to freeze and is not confirmed to be thawed.

@@ -10,6 +10,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/extent"
+	"github.com/switchback-dr/switchback/internal/durable"
 )
 
 // Ranges that the target holds damaged are sent again with the next point,
@@ -82,34 +83,7 @@ func (e *Engine) saveResend(m map[string]extent.Set) error {
 	if err != nil {
 		return err
 	}
-	err = func() error {
-		if err := os.MkdirAll(e.cfg.Dir, 0o700); err != nil {
-			return err
-		}
-		f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-		if err != nil {
-			return err
-		}
-		_, err = f.Write(b)
-		if err == nil {
-			err = f.Sync()
-		}
-		if cerr := f.Close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
-			return err
-		}
-		if err := os.Rename(path+".tmp", path); err != nil {
-			return err
-		}
-		d, err := os.Open(e.cfg.Dir)
-		if err != nil {
-			return err
-		}
-		defer d.Close()
-		return d.Sync()
-	}()
+	err = durable.WriteFile(path, b, 0o600)
 	if err != nil {
 		return fmt.Errorf("ranges to send again: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"github.com/switchback-dr/switchback/internal/durable"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -90,7 +91,7 @@ func (c Config) sharedCA(ctx context.Context, st *store.Store) (*transport.CA, e
 func (c Config) sealCA(ctx context.Context, ca *transport.CA) (string, error) {
 	path := c.keyFile()
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		if err := errors.Join(seal.MakeKeyFile(path), syncDir(filepath.Dir(path))); err != nil {
+		if err := errors.Join(seal.MakeKeyFile(path), durable.SyncDir(filepath.Dir(path))); err != nil {
 			return "", err
 		}
 	}

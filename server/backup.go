@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/switchback-dr/switchback/internal/durable"
 	"io"
 	"io/fs"
 	"os"
@@ -103,7 +104,7 @@ func WriteBackup(ctx context.Context, stateDir, file, version string) (b Backup,
 	if err := os.Link(archive, file); err != nil {
 		return b, fmt.Errorf("write backup: %w", err)
 	}
-	return b, syncDir(filepath.Dir(file))
+	return b, durable.SyncDir(filepath.Dir(file))
 }
 
 func describe(name, path string) (BackupFile, error) {
@@ -195,7 +196,7 @@ func Restore(ctx context.Context, file, stateDir string) (b Backup, err error) {
 	if err := suspend(ctx, database, &b); err != nil {
 		return b, err
 	}
-	if err := syncDir(work); err != nil {
+	if err := durable.SyncDir(work); err != nil {
 		return b, err
 	}
 	if err := os.Remove(stateDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -204,7 +205,7 @@ func Restore(ctx context.Context, file, stateDir string) (b Backup, err error) {
 	if err := os.Rename(work, stateDir); err != nil {
 		return b, err
 	}
-	return b, syncDir(filepath.Dir(stateDir))
+	return b, durable.SyncDir(filepath.Dir(stateDir))
 }
 
 // suspend stops what was under way when the backup was made.
@@ -311,5 +312,5 @@ func unpack(r io.Reader, f BackupFile, path string) (err error) {
 	if n != f.SizeBytes || hex.EncodeToString(h.Sum(nil)) != f.SHA256 {
 		return fmt.Errorf("%s does not match its checksum", f.Name)
 	}
-	return errors.Join(out.Sync(), syncDir(filepath.Dir(path)))
+	return errors.Join(out.Sync(), durable.SyncDir(filepath.Dir(path)))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/switchback-dr/switchback/internal/durable"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -67,7 +68,7 @@ func replicaName(dir string) (string, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		b = []byte(uuid.NewString()[:8] + "\n")
-		err = writeDurably(path, b)
+		err = durable.WriteFile(path, b, 0o600)
 	}
 	if err != nil {
 		return "", err
@@ -77,36 +78,6 @@ func replicaName(dir string) (string, error) {
 		return "", err
 	}
 	return "server-" + host + "-" + strings.TrimSpace(string(b)), nil
-}
-
-// writeDurably makes path hold data, readable by the owner only: after a crash
-// there is the old content or the new.
-func writeDurably(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // openStore opens the store that cfg names: PostgreSQL, or the embedded one. It

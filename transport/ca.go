@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"github.com/switchback-dr/switchback/internal/durable"
 	"io/fs"
 	"math/big"
 	"net/url"
@@ -111,7 +112,7 @@ func CreateCA(dir, installation string) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := writeFile(dir, caFile, data); err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, caFile), data, 0o600); err != nil {
 		return nil, fmt.Errorf("store CA: %w", err)
 	}
 	return OpenCA(dir)

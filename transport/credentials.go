@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"github.com/switchback-dr/switchback/internal/durable"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -87,7 +88,7 @@ func newHeld(certPEM, keyPEM, caPEM []byte) (*held, error) {
 // SaveCredentials stores c in dir, readable by the owner only, replacing what
 // was there at once or not at all.
 func SaveCredentials(dir string, c *Credentials) error {
-	if err := writeFile(dir, credentialsFile, c.held.Load().bundlePEM); err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, credentialsFile), c.held.Load().bundlePEM, 0o600); err != nil {
 		return fmt.Errorf("store credentials: %w", err)
 	}
 	return nil
