@@ -211,8 +211,14 @@ func (a *Agent) restDisks(ctx context.Context, as Assignment, p agentapi.Prepare
 	return as.Disks, nil
 }
 
-// dropCheckpoints deletes every checkpoint of ours, newest first.
+// dropCheckpoints deletes every checkpoint of ours, newest first, and every
+// finer record of writes.
 func (a *Agent) dropCheckpoints(ctx context.Context, vm switchback.VMUUID) error {
+	if h, ok := a.hv.(hypervisor.FineTracker); ok {
+		if err := h.ForgetWrites(ctx, vm); err != nil {
+			a.log.Warn("records of writes are left in the VM's process until it ends", "vm", vm, "error", err)
+		}
+	}
 	list, err := a.hv.Checkpoints(ctx, vm)
 	if err != nil {
 		return err

@@ -124,6 +124,7 @@ func TestCycles(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 3))
 			p := newPair(t, cycleDisks(), nil)
+			p.vm.noRecords = seed%2 == 1
 			p.scribble(rng)
 			rate := 0
 			p.target.fail = func(call string) when {
@@ -428,6 +429,7 @@ func TestResync(t *testing.T) {
 // not it is known, and nothing else.
 func TestVoidIndex(t *testing.T) {
 	p := newPair(t, cycleDisks(), nil)
+	p.vm.noRecords = true
 	p.vm.write("vda", 0, bytes.Repeat([]byte{1}, 512<<10))
 	p.cycle(ModeSeed)
 	p.vm.write("vda", 0, []byte{2})
@@ -450,6 +452,7 @@ func TestHomeward(t *testing.T) {
 	disks := cycleDisks()
 	kept := map[string][]byte{"vda": bytes.Repeat([]byte{1}, 1<<20), "vdb": bytes.Repeat([]byte{1}, 640<<10+512)}
 	p := newPair(t, disks, kept)
+	p.vm.noRecords = true
 	p.target.checkpoint = "sb-2-0"
 	p.vm.disks = map[string][]byte{"vda": bytes.Clone(kept["vda"]), "vdb": bytes.Clone(kept["vdb"])}
 	// Points that were abandoned had changed the far end of vdb at the old site.

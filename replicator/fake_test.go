@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -39,10 +40,13 @@ type fakeVM struct {
 	// frozen is what the disks held at the instant of the newest job.
 	frozen map[string][]byte
 	// dead makes every call fail: the agent that would make them is no more.
-	dead    bool
-	calls   []string
-	begun   int
-	resumed int
+	dead bool
+	// records are of writes, by name and disk; noRecords: it keeps none.
+	records   map[string]map[string]extent.Set
+	noRecords bool
+	calls     []string
+	begun     int
+	resumed   int
 }
 
 type fakeCheckpoint struct {
@@ -54,6 +58,7 @@ type fakeJob struct {
 	ln    net.Listener
 	disks map[string][]byte
 	dirty map[string]extent.Set
+	wrote map[string]extent.Set // by name of the export
 	wg    sync.WaitGroup
 
 	mu    sync.Mutex
@@ -73,6 +78,11 @@ func (vm *fakeVM) write(disk string, off int64, p []byte) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	copy(vm.disks[disk][off:], p)
+	for _, r := range vm.records {
+		s := r[disk]
+		s.Add(off, int64(len(p)))
+		r[disk] = s.Align(hypervisor.FineUnit).Clip(0, int64(len(vm.disks[disk])))
+	}
 	if n := len(vm.checkpoints); n > 0 {
 		s := vm.checkpoints[n-1].dirty[disk]
 		s.Add(off, int64(len(p)))
@@ -214,6 +224,52 @@ func (vm *fakeVM) BeginBackup(_ context.Context, _ switchback.VMUUID, spec hyper
 	return nil
 }
 
+func (vm *fakeVM) TrackWrites(_ context.Context, _ switchback.VMUUID, record, keep string, disks []string) (map[string]string, error) {
+	done, err := vm.call("track")
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if vm.noRecords {
+		return nil, switchback.Errorf(switchback.CodeUnsupported, "no records here")
+	}
+	kept := map[string]string{}
+	old := vm.records[keep]
+	vm.records = map[string]map[string]extent.Set{record: {}}
+	if old != nil {
+		vm.records[keep] = old
+		for _, d := range disks {
+			kept[d] = keep
+		}
+	}
+	return kept, nil
+}
+
+func (vm *fakeVM) ExportWrites(_ context.Context, _ switchback.VMUUID, record string, kept map[string]string) error {
+	done, err := vm.call("export " + record)
+	if err != nil {
+		return err
+	}
+	defer done()
+	vm.job.mu.Lock()
+	defer vm.job.mu.Unlock()
+	vm.job.wrote = map[string]extent.Set{}
+	for d := range kept {
+		vm.job.wrote[hypervisor.FineExport(d)] = vm.records[record][d].Clone()
+	}
+	return nil
+}
+
+func (vm *fakeVM) ForgetWrites(context.Context, switchback.VMUUID) error {
+	done, err := vm.call("forget")
+	if err != nil {
+		return err
+	}
+	defer done()
+	vm.records = nil
+	return nil
+}
+
 func (vm *fakeVM) EndBackup(context.Context, switchback.VMUUID) error {
 	done, err := vm.call("end")
 	if err != nil {
@@ -294,10 +350,11 @@ func (j *fakeJob) talk(c net.Conn) error {
 			err = errors.Join(answer(option, 4, append(be.AppendUint32(nil, 5), context...)), answer(option, 1, nil))
 		case 7: // go
 			disk := string(data[4 : 4+be.Uint32(data)])
-			if _, ok := j.disks[disk]; !ok {
+			content, ok := j.disks[strings.TrimPrefix(disk, hypervisor.FineExport(""))]
+			if !ok {
 				return answer(option, 1<<31+6, nil)
 			}
-			info := be.AppendUint64(be.AppendUint16(nil, 0), uint64(len(j.disks[disk])))
+			info := be.AppendUint64(be.AppendUint16(nil, 0), uint64(len(content)))
 			if err := errors.Join(answer(option, 3, be.AppendUint16(info, 3)), answer(option, 1, nil)); err != nil {
 				return err
 			}
@@ -349,12 +406,19 @@ func (j *fakeJob) status(disk, context string, off, length int64) []nbd.Extent {
 		list, _ := d.BlockStatus(nil, context, off, length) // a map in memory: never fails
 		return list
 	}
-	if context != nbd.ContextDirtyPrefix+"backup-"+disk {
+	set := j.dirty[disk]
+	switch context {
+	case nbd.ContextDirtyPrefix + "backup-" + disk:
+	case hypervisor.FineContext:
+		j.mu.Lock()
+		set = j.wrote[disk]
+		j.mu.Unlock()
+	default:
 		return []nbd.Extent{{Offset: off, Length: length}}
 	}
 	var list []nbd.Extent
 	end := off + length
-	for _, r := range j.dirty[disk].Clip(off, length).Ranges() {
+	for _, r := range set.Clip(off, length).Ranges() {
 		if r.Offset > off {
 			list = append(list, nbd.Extent{Offset: off, Length: r.Offset - off})
 		}

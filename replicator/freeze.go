@@ -27,6 +27,7 @@ type frozen struct {
 	socket  string
 	exports []string
 	more    []DiskReader // to be closed with readers
+	track   tracking
 	// app: the guest's file systems were frozen at the instant; frozen is for how long.
 	app    bool
 	frozen time.Duration
@@ -49,7 +50,7 @@ func (e *Engine) freeze(ctx context.Context, from, checkpoint string, want consi
 	case <-e.ioErrors:
 	default:
 	}
-	f := &frozen{socket: spec.Socket}
+	f := &frozen{socket: spec.Socket, track: e.trackWrites(ctx, checkpoint, from)}
 	if err := e.begin(ctx, spec, f, want); err != nil {
 		e.removeScratch()
 		return nil, err
@@ -68,6 +69,7 @@ func (e *Engine) freeze(ctx context.Context, from, checkpoint string, want consi
 		return f, refusal{switchback.Errorf(switchback.CodeRefused, "the instant could not be fixed within %v of the freeze: the guest was thawed before", frozenLimit).
 			WithHint("try again when the host is less busy; or take a crash-consistent point")}
 	}
+	f.track.export(ctx)
 	for _, d := range e.cfg.Disks {
 		// One context a connection: a server works out all of them for each question.
 		contexts := []string{nbd.ContextAllocation}
@@ -165,12 +167,7 @@ func (f *frozen) mapRanges(ctx context.Context, disks []switchback.Disk, increme
 			if err != nil {
 				return fmt.Errorf("dirty ranges of %s: %w", d.Name, err)
 			}
-			for _, x := range dirty {
-				if x.Dirty() {
-					want.Add(x.Offset, x.Length)
-				}
-			}
-			want = want.Union(must[d.Name])
+			want = f.refine(ctx, d, dirtyOf(dirty)).Union(must[d.Name])
 		} else {
 			want.Add(0, d.SizeBytes)
 		}

@@ -31,6 +31,7 @@ func Run(t *testing.T, h hypervisor.Hypervisor, env Env) {
 		{"Backup", testBackup},
 		{"BackupDies", testBackupDies},
 		{"BackupOff", testBackupOff},
+		{"TrackWrites", testTrackWrites},
 		{"CheckpointChain", testCheckpointChain},
 		{"CheckpointOff", testCheckpointOff},
 		{"BitmapKept", testBitmapKept},

@@ -40,7 +40,7 @@ type Env struct {
 	NewVM func(t testing.TB, vm VM) switchback.VMUUID
 	// Write writes length bytes of the pattern as the guest would, durably. The
 	// domain has a process, running or paused. off and length are multiples of
-	// Granularity.
+	// Granularity, or for a hypervisor.FineTracker of its unit.
 	Write func(t testing.TB, uuid switchback.VMUUID, disk string, off, length int64, pattern byte)
 	// Boot returns when a machine that Reacts is ready to do so.
 	Boot func(t testing.TB, uuid switchback.VMUUID)

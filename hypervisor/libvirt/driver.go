@@ -52,9 +52,10 @@ type Driver struct {
 }
 
 var (
-	_ hypervisor.Hypervisor = (*Driver)(nil)
-	_ hypervisor.Freezer    = (*Driver)(nil)
-	_ hypervisor.Inspector  = (*Driver)(nil)
+	_ hypervisor.Hypervisor  = (*Driver)(nil)
+	_ hypervisor.Freezer     = (*Driver)(nil)
+	_ hypervisor.Inspector   = (*Driver)(nil)
+	_ hypervisor.FineTracker = (*Driver)(nil)
 )
 
 // New makes a driver. Nothing is connected until the first call.

@@ -170,7 +170,10 @@ func wrap(op string, err error) error {
 	}
 	out := &switchback.Error{Code: switchback.CodeInternal, Op: op, Err: err}
 	var e *Error
+	var m *monitorError
 	switch {
+	case errors.As(err, &m):
+		out.Code, out.Message = switchback.CodeUnsupported, m.Error()
 	case errors.As(err, &e):
 		out.Code, out.Message, out.Hint = codeOf(e), err.Error(), hintOf(e)
 		out.Err = cause{err}
