@@ -49,7 +49,7 @@ func (c *Client) ReadAtContext(ctx context.Context, p []byte, off int64) (int, e
 	for done := 0; done < len(p); {
 		n := min(len(p)-done, readWindow)
 		o := newOp()
-		err := c.submitReads(ctx, o, p[done:done+n], off+int64(done))
+		err := c.startPieces(ctx, o, []Piece{{off + int64(done), p[done : done+n]}})
 		if _, err := c.wait(ctx, o, err); err != nil {
 			return 0, err
 		}
@@ -58,7 +58,7 @@ func (c *Client) ReadAtContext(ctx context.Context, p []byte, off int64) (int, e
 	return len(p), eof
 }
 
-func (c *Client) submitReads(ctx context.Context, o *op, p []byte, off int64) error {
+func (c *Client) startReads(ctx context.Context, o *op, p []byte, off int64) error {
 	for len(p) > 0 {
 		n := min(int64(len(p)), c.maxRequest)
 		s, err := c.acquire(ctx, o)
@@ -68,6 +68,35 @@ func (c *Client) submitReads(ctx context.Context, o *op, p []byte, off int64) er
 		s.buf = p[:n]
 		c.start(o, s, request{command: cmdRead, flags: c.readFlags(n), offset: uint64(off), length: uint32(n)})
 		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+// Piece is a range that is read into P.
+type Piece struct {
+	Offset int64
+	P      []byte
+}
+
+// ReadPieces fills all pieces, whose requests it sends together. No piece may
+// reach past the end of the export. On an error their content is undefined.
+func (c *Client) ReadPieces(ctx context.Context, pieces []Piece) error {
+	for _, x := range pieces {
+		if x.Offset < 0 || int64(len(x.P)) > c.size-x.Offset {
+			return switchback.Errorf(switchback.CodeInvalid, "range of %d bytes at %d is outside of the export of %d bytes", len(x.P), x.Offset, c.size)
+		}
+	}
+	o := newOp()
+	err := c.startPieces(ctx, o, pieces)
+	_, err = c.wait(ctx, o, err)
+	return err
+}
+
+func (c *Client) startPieces(ctx context.Context, o *op, pieces []Piece) error {
+	for _, x := range pieces {
+		if err := c.startReads(ctx, o, x.P, x.Offset); err != nil {
+			return err
+		}
 	}
 	return c.send(ctx, o, nil)
 }

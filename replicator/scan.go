@@ -14,7 +14,8 @@ import (
 // DiskReader is one disk at the frozen instant of a cycle.
 type DiskReader interface {
 	Size() int64
-	ReadAt(p []byte, off int64) (int, error)
+	// ReadPieces fills all pieces, none of which reaches past the end.
+	ReadPieces(ctx context.Context, pieces []nbd.Piece) error
 	// BlockStatus returns the extents of a meta context that was asked for at dial.
 	BlockStatus(ctx context.Context, metaContext string, off, length int64) ([]nbd.Extent, error)
 	Close() error
@@ -29,12 +30,16 @@ type sink interface {
 }
 
 const (
-	pieceSize = 1 << 20 // one read; a multiple of BlockSize
-	// Reads in flight: by bytes, which bounds memory, and by number, since
-	// scattered pieces of one bitmap unit wait for QEMU's latency, not its rate.
-	// It stays below the 16 requests of a connection at which QEMU stops reading.
+	pieceSize = 1 << 20 // at most read by one request; a multiple of BlockSize
+	// smallPiece is one unit of a dirty bitmap. Pieces up to it are asked for in
+	// groups: their cost is that of a request, not of its bytes.
+	smallPiece = 64 << 10
+	groupSize  = 4
+	// Reads in flight: by bytes, which bounds memory, and by number of groups, of
+	// which two more than wait are on their way. With all of them small they are
+	// the 16 requests that QEMU works on for a connection.
 	inFlightBytes = 4 << 20
-	inFlightReads = 12
+	waitingGroups = 2
 	zeroChunk     = 1 << 14 // index entries looked at together for zero ranges
 )
 
@@ -49,14 +54,11 @@ type scanner struct {
 	zeros   [BlockSize]byte
 }
 
-type piece struct {
-	off  int64
-	buf  []byte
-	done chan error
+// group is some pieces read together.
+type group struct {
+	pieces []nbd.Piece
+	done   chan error
 }
-
-// smallPiece is one unit of a dirty bitmap.
-const smallPiece = 64 << 10
 
 var (
 	smallBuffers = sync.Pool{New: func() any { return new([smallPiece]byte) }}
@@ -83,48 +85,33 @@ func returnBuffer(b []byte) {
 func (s *scanner) scan(ctx context.Context, disk int, r DiskReader, data, zero extent.Set, out sink) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	queue := make(chan *piece, inFlightReads)
+	queue := make(chan *group, waitingGroups)
 	room := semaphore.NewWeighted(inFlightBytes)
 	go func() {
 		defer close(queue)
-		for _, rg := range data.Ranges() {
-			for off := rg.Offset; off < rg.Offset+rg.Length; off += pieceSize {
-				n := min(pieceSize, rg.Offset+rg.Length-off)
-				if room.Acquire(ctx, n) != nil {
-					return
-				}
-				p := &piece{off: off, buf: takeBuffer(n), done: make(chan error, 1)}
-				go func() {
-					_, err := r.ReadAt(p.buf, p.off)
-					p.done <- err
-				}()
-				select {
-				case queue <- p:
-				case <-ctx.Done():
-					<-p.done
-					return
-				}
-			}
-		}
+		readGroups(ctx, r, data, room, queue)
 	}()
 	// Every read that was begun is waited for before the reader may be closed.
 	defer func() {
 		cancel()
-		for p := range queue {
-			<-p.done
+		for g := range queue {
+			<-g.done
 		}
 	}()
-	for p := range queue {
-		if err := <-p.done; err != nil {
+	for g := range queue {
+		if err := <-g.done; err != nil {
 			return err
 		}
-		s.readBytes += int64(len(p.buf))
-		if err := s.compare(disk, p.off, p.buf, out); err != nil {
-			return err
+		for _, p := range g.pieces {
+			n := int64(len(p.P))
+			s.readBytes += n
+			if err := s.compare(disk, p.Offset, p.P, out); err != nil {
+				return err
+			}
+			s.progress(n)
+			room.Release(n)
+			returnBuffer(p.P)
 		}
-		s.progress(int64(len(p.buf)))
-		room.Release(int64(len(p.buf)))
-		returnBuffer(p.buf)
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
@@ -138,6 +125,43 @@ func (s *scanner) scan(ctx context.Context, disk int, r DiskReader, data, zero e
 		}
 	}
 	return nil
+}
+
+// readGroups begins to read the ranges and puts what it has begun into the
+// queue, in order, until all is begun or ctx ends.
+func readGroups(ctx context.Context, r DiskReader, data extent.Set, room *semaphore.Weighted, queue chan<- *group) {
+	var next []nbd.Piece
+	begin := func() bool {
+		if len(next) == 0 {
+			return true
+		}
+		g := &group{next, make(chan error, 1)}
+		next = nil
+		go func() { g.done <- r.ReadPieces(ctx, g.pieces) }()
+		select {
+		case queue <- g:
+			return true
+		case <-ctx.Done():
+			<-g.done
+			return false
+		}
+	}
+	for _, rg := range data.Split(pieceSize) {
+		small := rg.Length <= smallPiece
+		if !small && !begin() {
+			return
+		}
+		if !room.TryAcquire(rg.Length) { // what is gathered may hold the room
+			if !begin() || room.Acquire(ctx, rg.Length) != nil {
+				return
+			}
+		}
+		next = append(next, nbd.Piece{Offset: rg.Offset, P: takeBuffer(rg.Length)})
+		if (!small || len(next) == groupSize) && !begin() {
+			return
+		}
+	}
+	begin()
 }
 
 // compare hands on the blocks of buf, read at off, that the target does not hold.

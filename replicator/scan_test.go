@@ -31,7 +31,16 @@ type memoryDisk struct {
 
 func (d *memoryDisk) Size() int64 { return int64(len(d.b)) }
 
-func (d *memoryDisk) ReadAt(p []byte, off int64) (int, error) {
+func (d *memoryDisk) ReadPieces(_ context.Context, pieces []nbd.Piece) error {
+	for _, p := range pieces {
+		if err := d.read(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *memoryDisk) read(p nbd.Piece) error {
 	d.mu.Lock()
 	d.reads++
 	fail := d.reads == d.failAt
@@ -39,9 +48,10 @@ func (d *memoryDisk) ReadAt(p []byte, off int64) (int, error) {
 	d.mu.Unlock()
 	defer func() { d.mu.Lock(); d.reading--; d.mu.Unlock() }()
 	if fail {
-		return 0, switchback.Errorf(switchback.CodeUnavailable, "read %d failed", d.failAt)
+		return switchback.Errorf(switchback.CodeUnavailable, "read %d failed", d.failAt)
 	}
-	return copy(p, d.b[off:]), nil
+	copy(p.P, d.b[p.Offset:])
+	return nil
 }
 
 func (d *memoryDisk) BlockStatus(_ context.Context, what string, off, length int64) ([]nbd.Extent, error) {
