@@ -26,6 +26,7 @@ func (c *cli) agentCommand() *cobra.Command {
 	f.StringVar(&cfg.ScratchDir, "scratch", "", "directory of scratch files (default STATE/scratch)")
 	f.StringVar(&cfg.Listen, "listen", "", "address to listen on (default: the one given at join)")
 	f.StringVar(&libvirtSocket, "libvirt", "/run/libvirt/libvirt-sock", "libvirt's socket")
+	fine := f.Bool("fine-tracking", true, "record writes in 4 KiB units in QEMU, so that less is read; libvirt marks such domains 'tainted: custom-monitor'")
 	f.StringVar(&platform, "hypervisor", "libvirt", "libvirt, or simulated:DIR for a daemon started by 'lab simulated-hypervisor DIR'")
 	f.StringVar(&cfg.LibvirtPIDFile, "libvirt-pid", "/run/libvirtd.pid", "libvirtd's pid file, to tell it about the hook")
 	f.Int64Var(&cfg.StorageReserveBytes, "storage-reserve", 256<<20, "bytes kept free in the storage")
@@ -58,7 +59,7 @@ func (c *cli) agentCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		hv, err := openHypervisor(&cfg, platform, libvirt.Config{Socket: libvirtSocket, Logger: log})
+		hv, err := openHypervisor(&cfg, platform, libvirt.Config{Socket: libvirtSocket, NoMonitor: !*fine, Logger: log})
 		if err != nil {
 			return err
 		}

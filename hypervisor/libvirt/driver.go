@@ -33,6 +33,9 @@ type Config struct {
 	// without an answer; 0 = 5.
 	KeepAliveInterval time.Duration
 	KeepAliveCount    int
+	// NoMonitor keeps off QEMU's monitor, to which libvirt passes commands only
+	// with a mark on the domain ("tainted: custom-monitor"): no FineTracker then.
+	NoMonitor bool
 	// Logger tells of connections lost; nil = slog.Default().
 	Logger *slog.Logger
 }

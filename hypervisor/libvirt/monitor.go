@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+
+	switchback "github.com/switchback-dr/switchback"
 )
 
 // monitorError is what QEMU's monitor refused.
@@ -15,6 +17,9 @@ func (e *monitorError) Error() string { return fmt.Sprintf("QEMU refused %s: %s"
 // domain as tainted by it ("custom-monitor"). Only what libvirt has no call
 // for and does not itself keep book of may be done so.
 func (d *Driver) monitor(ctx context.Context, r domainRef, command string, arguments, out any) error {
+	if d.cfg.NoMonitor {
+		return switchback.Errorf(switchback.CodeUnsupported, "commands to QEMU's monitor are switched off")
+	}
 	message := map[string]any{"execute": command}
 	if arguments != nil {
 		message["arguments"] = arguments

@@ -149,7 +149,7 @@ func (d *Driver) ForgetWrites(ctx context.Context, id switchback.VMUUID) error {
 	if err != nil {
 		return wrap(op, err)
 	}
-	if off, err := d.isOff(ctx, r); err != nil || off {
+	if off, err := d.isOff(ctx, r); err != nil || off || d.cfg.NoMonitor {
 		return wrap(op, err)
 	}
 	nodes, err := d.nodes(ctx, r)
