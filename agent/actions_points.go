@@ -30,6 +30,7 @@ func (a *Agent) pointActions() map[string]action {
 		agentapi.ActionExportPoint:  onReplica(a, a.exportPoint),
 		agentapi.ActionFindDamage:   onReplica(a, a.findDamage),
 		agentapi.ActionResend:       onVM(a, a.resend, agentapi.RoleSource),
+		agentapi.ActionKeptDefinition: onReplica(a, a.keptDefinition),
 		agentapi.ActionHashRest:     handle(a.hashRest),
 		agentapi.ActionHashPoint:    onReplica(a, a.hashPoint),
 	}

@@ -84,11 +84,11 @@ func (s *Server) requestDrill(ctx context.Context, who string, v api.VM, kind re
 // planDrill asks the target about the networks, so that a dry run shows a refusal.
 func (s *Server) planDrill(ctx context.Context, v api.VM, params drillParams, point switchback.Point) (*api.Plan, error) {
 	p := v.Protection
-	var source agentapi.DescribeResult
-	if err := s.agentDescribe(ctx, p.SourceAgent, p, &source); err != nil {
+	source, err := s.describe(ctx, p)
+	if err != nil {
 		return nil, err
 	}
-	networks, err := s.drillNetworks(ctx, p, source.Domain.Networks, params.DrillRequest)
+	networks, err := s.drillNetworks(ctx, p, source.networks, params.DrillRequest)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func (s *Server) planDrill(ctx context.Context, v api.VM, params drillParams, po
 	if err := s.agentClient(a.Address).Run(ctx, t, networks, nil, nil); err != nil {
 		return nil, err
 	}
-	checks := drillChecks(params.Checks, p.Policy.Checks, false)
+	checks := source.checksOf(params.Checks, p.Policy.Checks)
 	plan := &api.Plan{Kind: string(recovery.TestFailover), VM: p.Name, Basis: "nothing crosses it: the point is at the target",
 		Time: params.Keep + 30*time.Second}
 	for _, st := range s.drillSteps() {
@@ -112,6 +112,9 @@ func (s *Server) planDrill(ctx context.Context, v api.VM, params drillParams, po
 	}
 	plan.Changes = []string{fmt.Sprintf("a copy of %s runs at %s from point %d of %s, %s, under a name and UUID of its own", p.Name, p.Target,
 		point.Sequence, point.Time.UTC().Format(time.RFC3339), where)}
+	if source.note != "" {
+		plan.Warnings = append(plan.Warnings, source.note)
+	}
 	for _, c := range checks {
 		plan.Changes = append(plan.Changes, "check "+check.Format(c))
 	}

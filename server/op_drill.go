@@ -38,14 +38,16 @@ type drillParams struct {
 // drillPlan is what the preflight found, on which all other steps rest: a switch
 // that overtakes the drill changes the protection.
 type drillPlan struct {
-	Agent      switchback.AgentID      `json:"agent"`
-	Site       switchback.SiteID       `json:"site"`
-	Epoch      switchback.Epoch        `json:"epoch"`
-	Point      switchback.Point        `json:"point"`
-	Definition string                  `json:"definition"`
-	Networks   agentapi.DrillNetworks  `json:"networks"`
-	Checks     []switchback.GuestCheck `json:"checks"`
-	ExpiresAt  time.Time               `json:"expires_at"`
+	Agent      switchback.AgentID `json:"agent"`
+	Site       switchback.SiteID  `json:"site"`
+	Epoch      switchback.Epoch   `json:"epoch"`
+	Point      switchback.Point   `json:"point"`
+	Definition string             `json:"definition"`
+	// Note says where the definition is from, if not from the source.
+	Note      string                  `json:"note,omitempty"`
+	Networks  agentapi.DrillNetworks  `json:"networks"`
+	Checks    []switchback.GuestCheck `json:"checks"`
+	ExpiresAt time.Time               `json:"expires_at"`
 }
 
 // drillSteps run a copy of a point. Undo of everything is one piece, on the
@@ -94,9 +96,12 @@ func (s *Server) drillPreflight(ctx context.Context, r *operation.Run) error {
 	if p.Phase != switchback.PhaseProtected {
 		return switchback.Errorf(switchback.CodeRefused, "the VM is %s meanwhile", p.Phase).WithHint("drill it when it is protected again")
 	}
-	var source agentapi.DescribeResult
-	if err := s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionDescribe, agentapi.DescribeParams{VM: p.VM, MustExist: true, AskAgent: true}, &source); err != nil {
+	source, err := s.describe(ctx, p)
+	if err != nil {
 		return err
+	}
+	if source.note != "" {
+		r.Log(slog.LevelWarn, "the source is not asked", "why", source.note)
 	}
 	points, err := s.points(ctx, p)
 	if err != nil {
@@ -106,12 +111,12 @@ func (s *Server) drillPreflight(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	networks, err := s.drillNetworks(ctx, p, source.Domain.Networks, params.DrillRequest)
+	networks, err := s.drillNetworks(ctx, p, source.networks, params.DrillRequest)
 	if err != nil {
 		return err
 	}
-	checks := drillChecks(params.Checks, p.Policy.Checks, source.GuestAgent)
-	plan := drillPlan{Agent: p.TargetAgent, Site: p.Target, Epoch: p.Epoch, Point: point, Definition: source.Definition, Networks: networks, Checks: checks,
+	checks := source.checksOf(params.Checks, p.Policy.Checks)
+	plan := drillPlan{Agent: p.TargetAgent, Site: p.Target, Epoch: p.Epoch, Point: point, Definition: source.definition, Note: source.note, Networks: networks, Checks: checks,
 		ExpiresAt: time.Now().Add(check.Budget(checks) + params.Keep + drillMargin)}
 	if err := s.do(ctx, r, plan.Agent, plan.Epoch, agentapi.ActionDrillPreflight, networks, nil); err != nil {
 		return err
@@ -134,22 +139,6 @@ func drillPoint(points []switchback.MarkedPoint, name string) (switchback.Point,
 	}
 	chosen, err := choice.Choose(points, time.Now())
 	return chosen.Point, err
-}
-
-// drillChecks are those asked for, else the policy's, else what any guest can
-// show: that it runs, and that its agent answers where it answers at the source.
-func drillChecks(asked, policy []switchback.GuestCheck, agent bool) []switchback.GuestCheck {
-	switch {
-	case len(asked) > 0:
-		return asked
-	case len(policy) > 0:
-		return policy
-	}
-	list := []switchback.GuestCheck{{Kind: switchback.CheckPower}}
-	if agent {
-		list = append(list, switchback.GuestCheck{Kind: switchback.CheckAgent})
-	}
-	return list
 }
 
 // drillNetworks adds what counts as production at the target: where this VM
@@ -213,6 +202,9 @@ func (s *Server) drillStart(ctx context.Context, r *operation.Run) error {
 	}
 	for _, n := range out.Notes {
 		r.Log(slog.LevelInfo, "the copy differs", "note", n)
+	}
+	if plan.Note != "" {
+		out.Notes = append([]string{plan.Note}, out.Notes...)
 	}
 	return reportDrill(r, func(d *api.DrillReport) { d.Domain, d.Notes, d.GuestUpAt = out.Name, out.Notes, out.RunningAt })
 }

@@ -101,12 +101,14 @@ func (s *Server) verifyPoints(ctx context.Context, r *operation.Run, p switchbac
 func (s *Server) exportPoint(ctx context.Context, r *operation.Run, p switchback.Protection, q pointsParams) error {
 	params := agentapi.ExportParams{Sequence: q.Sequence, Format: q.Format, To: q.To}
 	if q.Format == string(export.Dir) {
-		var d agentapi.DescribeResult
-		err := s.agentDescribe(ctx, p.SourceAgent, p, &d)
-		if err != nil || d.Definition == "" {
+		d, err := s.describe(ctx, p)
+		switch {
+		case err != nil:
 			r.Log(slog.LevelWarn, "the VM's definition is not exported", "error", err)
+		case d.note != "":
+			r.Log(slog.LevelWarn, "the source is not asked", "why", d.note)
 		}
-		params.Definition = d.Definition
+		params.Definition = d.definition
 	}
 	var out export.Result
 	if err := s.doFor(ctx, r, p.ID, "", s.keeper(p), p.Epoch, agentapi.ActionExportPoint, params, &out); err != nil {
