@@ -23,16 +23,16 @@ import (
 // no turn with the VM's other actions: a switch must not wait for an export.
 func (a *Agent) pointActions() map[string]action {
 	return map[string]action{
-		agentapi.ActionRotateKey:    onReplica(a, a.rotateKey),
-		agentapi.ActionMarkPoint:    onReplica(a, a.markPoint),
-		agentapi.ActionDeletePoint:  onVM(a, a.deletePoint, agentapi.RoleTarget),
-		agentapi.ActionCheckReplica: onReplica(a, a.checkReplica),
-		agentapi.ActionExportPoint:  onReplica(a, a.exportPoint),
-		agentapi.ActionFindDamage:   onReplica(a, a.findDamage),
-		agentapi.ActionResend:       onVM(a, a.resend, agentapi.RoleSource),
+		agentapi.ActionRotateKey:      onReplica(a, a.rotateKey),
+		agentapi.ActionMarkPoint:      onReplica(a, a.markPoint),
+		agentapi.ActionDeletePoint:    onVM(a, a.deletePoint, agentapi.RoleTarget),
+		agentapi.ActionCheckReplica:   onReplica(a, a.checkReplica),
+		agentapi.ActionExportPoint:    onReplica(a, a.exportPoint),
+		agentapi.ActionFindDamage:     onReplica(a, a.findDamage),
+		agentapi.ActionResend:         onVM(a, a.resend, agentapi.RoleSource),
 		agentapi.ActionKeptDefinition: onReplica(a, a.keptDefinition),
-		agentapi.ActionHashRest:     handle(a.hashRest),
-		agentapi.ActionHashPoint:    onReplica(a, a.hashPoint),
+		agentapi.ActionHashRest:       handle(a.hashRest),
+		agentapi.ActionHashPoint:      onReplica(a, a.hashPoint),
 	}
 }
 

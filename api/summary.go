@@ -15,7 +15,9 @@ type Summary struct {
 	Switch *Switched    `json:"switch,omitempty"`
 	Commit *Committed   `json:"commit,omitempty"`
 	Drill  *DrillReport `json:"drill,omitempty"`
-	Change *Changed     `json:"change,omitempty"`
+	// Drills are those of several VMs.
+	Drills []DrillReport `json:"drills,omitempty"`
+	Change *Changed      `json:"change,omitempty"`
 	// Proof is of a switch, Check of verify and repair, Export of export.
 	Proof  *switchback.Proof      `json:"proof,omitempty"`
 	Check  *agentapi.ReplicaCheck `json:"check,omitempty"`

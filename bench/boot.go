@@ -104,8 +104,8 @@ func measureBoot(ctx context.Context, b *bed) ([]entry, error) {
 // measureBootPoints starts the guest from the newest of 1,000 points, and from
 // the same content with one point over the same base.
 func measureBootPoints(ctx context.Context, b *bed) ([]entry, error) {
-	const points, change = 1000, 64 << 10
-	many, err := b.makeView(ctx, points, change)
+	const change = 64 << 10
+	many, err := b.makeView(ctx, b.sizes.manyPoints, change)
 	defer b.dropView(many)
 	if err != nil {
 		return nil, err

@@ -32,6 +32,11 @@ const (
 type drillParams struct {
 	Point string `json:"point"`
 	Cause string `json:"cause"`
+	// Group is the drill of several VMs that this one belongs to, Together the
+	// others, and Wait how long their checks may take.
+	Group    switchback.OperationID `json:"group,omitempty"`
+	Together []string               `json:"together,omitempty"`
+	Wait     time.Duration          `json:"wait,omitempty"`
 	api.DrillRequest
 }
 
@@ -117,7 +122,7 @@ func (s *Server) drillPreflight(ctx context.Context, r *operation.Run) error {
 	}
 	checks := source.checksOf(params.Checks, p.Policy.Checks)
 	plan := drillPlan{Agent: p.TargetAgent, Site: p.Target, Epoch: p.Epoch, Point: point, Definition: source.definition, Note: source.note, Networks: networks, Checks: checks,
-		ExpiresAt: time.Now().Add(check.Budget(checks) + params.Keep + drillMargin)}
+		ExpiresAt: time.Now().Add(max(check.Budget(checks), params.Wait) + params.Keep + drillMargin)}
 	if err := s.do(ctx, r, plan.Agent, plan.Epoch, agentapi.ActionDrillPreflight, networks, nil); err != nil {
 		return err
 	}
@@ -127,6 +132,7 @@ func (s *Server) drillPreflight(ctx context.Context, r *operation.Run) error {
 	r.Log(slog.LevelInfo, "drill planned", "point", point.Sequence, "of", point.Time, "networks", strings.Join(networks.Used(), " "))
 	return reportDrill(r, func(d *api.DrillReport) {
 		d.VM, d.Site, d.Point, d.Cause, d.Networks = p.Name, p.Target, point, params.Cause, networks.Used()
+		d.Group, d.Together = params.Group, params.Together
 	})
 }
 
@@ -210,8 +216,12 @@ func (s *Server) drillStart(ctx context.Context, r *operation.Run) error {
 }
 
 func (s *Server) drillChecks(ctx context.Context, r *operation.Run) error {
-	plan, _, err := s.drillPlan(r)
+	plan, params, err := s.drillPlan(r)
 	if err != nil {
+		return err
+	}
+	// They may ask each other.
+	if err := s.awaitDrills(ctx, r, params, "start"); err != nil {
 		return err
 	}
 	var out agentapi.GuestChecksResult
@@ -331,10 +341,17 @@ func (s *Server) drillHold(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
+	if err := s.awaitDrills(ctx, r, params, "checks"); err != nil {
+		return err
+	}
 	if params.Keep <= 0 {
 		return operation.Skip("it is not to be kept")
 	}
-	until := report.CheckedAt.Add(params.Keep)
+	checked, err := s.lastChecked(ctx, params, report.CheckedAt)
+	if err != nil {
+		return err
+	}
+	until := checked.Add(params.Keep)
 	for time.Now().Before(until) {
 		p, err := s.of(ctx, r)
 		if err != nil {
