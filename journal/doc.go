@@ -117,6 +117,8 @@
 // digest in the footer is that of the file. "parent" remains as received. A
 // segment that is not merged follows the point sequence-1, whose digest is its
 // parent. Of a fresh disk nothing counts that older segments or the base hold.
+// A segment of which damaged frames were put back (Replica.Mend) has this form,
+// too, and continues what it continued before.
 // Files between "continues" and the segment itself are left by a crash and no
 // part of the chain.
 package journal

@@ -58,7 +58,7 @@ func (r *Replica) Merge(ctx context.Context, first, into switchback.Sequence, by
 			s.close()
 		}
 	}()
-	point, err := r.writeMerged(ctx, temp, segments)
+	point, err := r.writeMerged(ctx, temp, segments, nil)
 	if err != nil {
 		r.fs.remove(temp)
 		return err
@@ -111,8 +111,9 @@ func (r *Replica) mayMerge(first, into switchback.Sequence) error {
 }
 
 // writeMerged writes the segment that the last of segments becomes when it takes
-// in those before it to the file temp, durably, and returns its point.
-func (r *Replica) writeMerged(ctx context.Context, temp string, segments []*segment) (switchback.Point, error) {
+// in those before it to the file temp, durably, and returns its point. mended are
+// frames of the only segment that are not to be read.
+func (r *Replica) writeMerged(ctx context.Context, temp string, segments []*segment, mended map[uint32]badFrame) (switchback.Point, error) {
 	none := switchback.Point{}
 	last := segments[len(segments)-1]
 	h := last.header
@@ -137,7 +138,7 @@ func (r *Replica) writeMerged(ctx context.Context, temp string, segments []*segm
 	}
 	var foot footer
 	err = r.writeSegment(f, h.Sequence, func(out io.Writer) error {
-		w := &mergeWriter{ctx: ctx, out: out, offset: int64(len(head)), ix: index{disks: make([]diskIndex, len(h.Disks))}}
+		w := &mergeWriter{ctx: ctx, out: out, mended: mended, offset: int64(len(head)), ix: index{disks: make([]diskIndex, len(h.Disks))}}
 		foot, err = w.write(head, h.Disks, overlays)
 		return err
 	})
@@ -155,6 +156,8 @@ type mergeWriter struct {
 	ix     index
 	// pieces of frames that did not survive whole, to be a frame of their own
 	pieces *gathered
+	// mended are damaged frames; see Mend
+	mended map[uint32]badFrame
 	// queue holds what is to be written, in its order
 	queue chan outgoing
 }
@@ -245,7 +248,11 @@ func (w *mergeWriter) disk(disk uint16, o *overlay) error {
 				close(f.ready)
 				return
 			}
-			go f.load()
+			if b, ok := w.mended[f.number]; ok {
+				go f.loadMended(b)
+			} else {
+				go f.load()
+			}
 		}
 	}()
 	w.queue = make(chan outgoing, 2*runtime.GOMAXPROCS(0))
@@ -299,6 +306,7 @@ type survivor struct {
 	whole   bool
 	ready   chan struct{} // closed when what follows is set
 	err     error
+	frame   frame                          // as it will be written
 	record  [frameHeadSize + maxFrame]byte // room for the head, and the stored bytes
 	raw     [maxFrame]byte
 }
@@ -318,6 +326,7 @@ func nextSurvivor(o *overlay, live []liveExtent) (*survivor, []liveExtent) {
 		return f, nil
 	}
 	f.number, f.start = from.frames[k], from.starts[k]
+	f.frame = f.segment.index.frames[f.number]
 	length := int64(f.segment.index.frames[f.number].rawLength())
 	var sum int64
 	for len(live) > 0 && live[0].segment() == e.segment() && live[0].pos() < f.start+length {
@@ -397,7 +406,7 @@ func (w *mergeWriter) emit(disk uint16, x outgoing) error {
 	var record []byte // the stored bytes after room for the head
 	d := &w.ix.disks[disk]
 	if s := x.survivor; s != nil {
-		f = s.segment.index.frames[s.number]
+		f = s.frame
 		f.disk = disk
 		record = s.record[:frameHeadSize+int(f.stored)]
 		for _, e := range s.parts {

@@ -24,18 +24,22 @@ func TestDrillsOfSeveral(t *testing.T) {
 	reach := func(own, other string) string {
 		return "exec:b=/bin/busybox; $b ip addr add " + own + "/24 dev eth0; $b ip link set eth0 up; $b ping -c 1 -W 1 " + other + ";timeout=60s"
 	}
-	add := func(name, own, other string) *fixture {
-		f := addGuest(t, Guest{Name: name, Wire: "lan"})
+	one, two := bootGuest(t, Guest{Name: "drill-one", Wire: "lan"}), bootGuest(t, Guest{Name: "drill-two", Wire: "lan"})
+	addresses := map[*fixture][]string{one: {"10.98.0.5", "10.98.0.6"}, two: {"10.98.0.6", "10.98.0.5"}}
+	begun := map[*fixture]switchback.OperationID{}
+	for _, f := range []*fixture{one, two} {
+		f.awaitLine(Primary, 0, "SB ACK")
 		policy := testPolicy()
-		policy.Checks = parseChecks(t, "power", reach(own, other))
-		f.operate(recovery.Protect, api.OperationRequest{To: Recovery, Policy: policy, Networks: map[string]string{"lan": "lan-away"}})
+		policy.Checks = parseChecks(t, "power", reach(addresses[f][0], addresses[f][1]))
+		begun[f] = f.begin(recovery.Protect, api.OperationRequest{To: Recovery, Policy: policy, Networks: map[string]string{"lan": "lan-away"}})
+	}
+	for f, id := range begun {
+		f.succeeded(f.end(id))
 		f.eventually(30*time.Second, "the target keeps the definition", func() (bool, string) {
 			st := f.vm().AtTarget
 			return st != nil && st.Replica != nil && st.Replica.Described, "it does not"
 		})
-		return f
 	}
-	one, two := add("drill-one", "10.98.0.5", "10.98.0.6"), add("drill-two", "10.98.0.6", "10.98.0.5")
 	both := api.DrillsRequest{VMs: []string{one.Name, two.Name}, Drill: &api.DrillRequest{Network: "quiet"}}
 	begin := func(req api.DrillsRequest) (id switchback.OperationID) {
 		t.Helper()
