@@ -12,7 +12,7 @@ import (
 // had been asked for alone; one operation more begins them, waits for all and
 // gathers their reports.
 type DrillsRequest struct {
-	// VMs by name, UUID or protection ID; all must have the same target.
+	// VMs by name, UUID or protection ID; one agent must keep the points of all.
 	VMs []string `json:"vms"`
 	// Point is the choice for each VM, Points for single ones.
 	Point  string            `json:"point,omitempty"`

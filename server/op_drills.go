@@ -53,7 +53,7 @@ func (s *Server) requestDrills(ctx context.Context, who string, req api.DrillsRe
 	var names []string
 	var wait time.Duration
 	plan := &api.Plan{Kind: string(recovery.TestFailover), Basis: "nothing crosses it: the points are at the target"}
-	var site switchback.SiteID
+	var host switchback.AgentID
 	asked := map[switchback.ProtectionID]string{}
 	points := map[string]bool{}
 	for _, name := range req.VMs {
@@ -65,11 +65,11 @@ func (s *Server) requestDrills(ctx context.Context, who string, req api.DrillsRe
 			return none, switchback.Errorf(switchback.CodeInvalid, "VM %s is named twice", p.Name)
 		}
 		asked[p.ID] = name
-		if site != "" && p.Target != site {
-			return none, switchback.Errorf(switchback.CodeInvalid, "%s is kept at site %s and %s at site %s: they cannot reach each other", names[0], site, p.Name, p.Target).
-				WithHint("drill the VMs of each site by themselves")
+		if host != "" && p.TargetAgent != host {
+			return none, switchback.Errorf(switchback.CodeInvalid, "%s and %s are kept by different agents: an isolated network does not reach from one host to another", names[0], p.Name).
+				WithHint("drill the VMs of each agent by themselves")
 		}
-		site = p.Target
+		host = p.TargetAgent
 		v, err := s.view(ctx, p, true)
 		if err != nil {
 			return none, err
