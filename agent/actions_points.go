@@ -23,15 +23,17 @@ import (
 // no turn with the VM's other actions: a switch must not wait for an export.
 func (a *Agent) pointActions() map[string]action {
 	return map[string]action{
-		agentapi.ActionRotateKey:    onReplica(a, a.rotateKey),
-		agentapi.ActionMarkPoint:    onReplica(a, a.markPoint),
-		agentapi.ActionDeletePoint:  onVM(a, a.deletePoint, agentapi.RoleTarget),
-		agentapi.ActionCheckReplica: onReplica(a, a.checkReplica),
-		agentapi.ActionExportPoint:  onReplica(a, a.exportPoint),
-		agentapi.ActionFindDamage:   onReplica(a, a.findDamage),
-		agentapi.ActionResend:       onVM(a, a.resend, agentapi.RoleSource),
-		agentapi.ActionHashRest:     handle(a.hashRest),
-		agentapi.ActionHashPoint:    onReplica(a, a.hashPoint),
+		agentapi.ActionRotateKey:      onReplica(a, a.rotateKey),
+		agentapi.ActionMarkPoint:      onReplica(a, a.markPoint),
+		agentapi.ActionDeletePoint:    onVM(a, a.deletePoint, agentapi.RoleTarget),
+		agentapi.ActionCheckReplica:   onReplica(a, a.checkReplica),
+		agentapi.ActionExportPoint:    onReplica(a, a.exportPoint),
+		agentapi.ActionFindDamage:     onReplica(a, a.findDamage),
+		agentapi.ActionMend:           onVM(a, a.mend, agentapi.RoleTarget),
+		agentapi.ActionResend:         onVM(a, a.resend, agentapi.RoleSource),
+		agentapi.ActionKeptDefinition: onReplica(a, a.keptDefinition),
+		agentapi.ActionHashRest:       handle(a.hashRest),
+		agentapi.ActionHashPoint:      onReplica(a, a.hashPoint),
 	}
 }
 
@@ -248,6 +250,7 @@ func (a *Agent) findDamage(ctx context.Context, t *task, v *vm, replica *journal
 	for _, d := range st.Damage {
 		switch {
 		case d.Disk != "" && len(d.Ranges) > 0:
+			r.Damage = append(r.Damage, d)
 			if d.Affects(head) {
 				r.Ranges[d.Disk] = r.Ranges[d.Disk].Union(extent.NewSet(d.Ranges...))
 			}
@@ -275,6 +278,23 @@ func (a *Agent) findDamage(ctx context.Context, t *task, v *vm, replica *journal
 			return nil, err
 		}
 		r.Dropped = append(r.Dropped, "points from "+strconv.FormatUint(uint64(unreadable), 10)+" on")
+	}
+	return r, nil
+}
+
+// mend puts back what the newest point, whole by now, still has of what is damaged.
+func (a *Agent) mend(ctx context.Context, t *task, v *vm, _ agentapi.Task, p agentapi.MendParams) (any, error) {
+	replica, err := v.openReplica()
+	if err != nil {
+		return nil, err
+	}
+	t.Report("putting back what is damaged", nil)
+	r, err := replica.Mend(ctx, p.Damage, v.openFoldWriter)
+	if err != nil {
+		return nil, err
+	}
+	if len(r.Mended) > 0 {
+		v.agent.log.Info("damage mended", "protection", v.assignment().Protection, "places", len(r.Mended), "bytes", r.Bytes, "left", len(r.Left))
 	}
 	return r, nil
 }

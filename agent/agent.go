@@ -144,6 +144,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.watchEvents(ctx) })
 	wg.Go(func() { a.expireDrills(ctx) })
 	wg.Go(func() { a.checkReplicas(ctx) })
+	wg.Go(func() { a.describeVMs(ctx) })
 	if a.cfg.ServerAddress != "" {
 		wg.Go(func() { a.report(ctx) })
 		wg.Go(func() { a.renewals(ctx) })

@@ -89,7 +89,7 @@ func (v *vm) checkStatus(r *journal.Replica, a Assignment) (*agentapi.CheckStatu
 		cause += fmt.Sprintf(", and %d more damages", n)
 	}
 	return st, []switchback.Condition{{Name: "replica-damaged", Severity: switchback.SeverityCritical, Cause: cause, Since: st.Last.At,
-		Remedy: fmt.Sprintf("switchback points repair %s: the source sends these ranges again, newer points are whole then; choose a point that is not affected until then", a.Name)}}
+		Remedy: fmt.Sprintf("switchback points repair %s: the source sends these ranges again, newer points are whole then, and older ones where it still has the content; choose a point that is not affected until then", a.Name)}}
 }
 
 // due is when the next check begins by itself; zero = never. Original disks, of

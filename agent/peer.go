@@ -9,6 +9,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/journal"
 	"github.com/switchback-dr/switchback/replicator"
 	"github.com/switchback-dr/switchback/transport"
 )
@@ -64,6 +65,12 @@ func (t *peerTarget) SendSeed(ctx context.Context, e switchback.Epoch, session s
 
 func (t *peerTarget) FlushSeed(ctx context.Context, e switchback.Epoch, session string) error {
 	_, err := stream[struct{}](ctx, t, "/seed/"+session+"/flush", e, nil)
+	return err
+}
+
+// sendDefinition tells the target how the VM is defined.
+func (t *peerTarget) sendDefinition(ctx context.Context, e switchback.Epoch, d journal.Definition) error {
+	_, err := transport.Call[struct{}](ctx, t.client, http.MethodPost, t.url("/definition?epoch="+fmt.Sprint(uint64(e))), d)
 	return err
 }
 

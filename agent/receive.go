@@ -35,6 +35,7 @@ func (a *Agent) routePeers(mux *http.ServeMux) {
 	}
 	route("GET /v1/replicas/{protection}", func(r *http.Request, v *vm) (any, error) { return v.targetState() })
 	route("POST /v1/replicas/{protection}/points", func(r *http.Request, v *vm) (any, error) { return v.receive(r) })
+	route("POST /v1/replicas/{protection}/definition", func(r *http.Request, v *vm) (any, error) { return struct{}{}, v.receiveDefinition(r) })
 	route("POST /v1/replicas/{protection}/seed/{session}", func(r *http.Request, v *vm) (any, error) { return struct{}{}, v.receiveSeed(r) })
 	route("POST /v1/replicas/{protection}/seed/{session}/flush", func(r *http.Request, v *vm) (any, error) { return struct{}{}, v.flushSeed(r) })
 	route("POST /v1/replicas/{protection}/seed/{session}/finish", func(r *http.Request, v *vm) (any, error) { return struct{}{}, v.finishSeed(r) })

@@ -7,6 +7,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/journal"
 	"github.com/switchback-dr/switchback/transport"
 )
 
@@ -79,6 +80,8 @@ func (v *vm) status() agentapi.VMStatus {
 		m := replica.Manifest()
 		r := &agentapi.ReplicaStatus{Dir: a.ReplicaDir, Seeded: !m.Seeding}
 		r.FreeBytes, _ = freeBytes(a.ReplicaDir)
+		_, derr := journal.ReadDefinition(a.ReplicaDir)
+		r.Described = derr == nil
 		points = replica.Points()
 		r.JournalBytes = replica.JournalBytes()
 		r.Encrypted, r.Offloaded, r.Objects = replica.StorageStatus()

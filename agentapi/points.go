@@ -94,11 +94,23 @@ type FindDamageParams struct {
 type FindDamageResult struct {
 	// Ranges, by disk, have to be sent again.
 	Ranges map[string]extent.Set `json:"ranges,omitempty"`
+	// Damage is all that was found in segments and bases.
+	Damage []journal.Damage `json:"damage,omitempty"`
 	// Restored and Dropped say what was mended here.
 	Restored []string `json:"restored,omitempty"`
 	Dropped  []string `json:"dropped,omitempty"`
 	// Hopeless is what cannot be mended this way.
 	Hopeless []string `json:"hopeless,omitempty"`
+}
+
+// ActionMend is carried out by the target: what is damaged is put back from the
+// newest point, where that has the very content. It answers with a
+// journal.MendResult.
+const ActionMend = "mend"
+
+// MendParams name the damage.
+type MendParams struct {
+	Damage []journal.Damage `json:"damage"`
 }
 
 // ResendParams are ranges, by disk.

@@ -106,6 +106,8 @@ type ReplicaStatus struct {
 	Newest       *switchback.Point `json:"newest,omitempty"`
 	JournalBytes int64             `json:"journal_bytes"`
 	FreeBytes    int64             `json:"free_bytes"`
+	// Described: the VM's definition is kept with it.
+	Described bool `json:"described,omitempty"`
 	// Encrypted: new points are encrypted where they are kept.
 	Encrypted bool `json:"encrypted,omitempty"`
 	// Offloaded is how many points' data is in the object store named by Objects.

@@ -29,6 +29,10 @@ type DrillReport struct {
 	Point switchback.Point       `json:"point"`
 	// Cause is "asked", "schedule" or "tag".
 	Cause string `json:"cause"`
+	// Group is the operation that began it together with drills of other VMs,
+	// which are Together; "" = none.
+	Group    switchback.OperationID `json:"group,omitempty"`
+	Together []string               `json:"together,omitempty"`
 	// Domain is the copy's name; Networks those it was connected to; Notes how
 	// it differed from the VM.
 	Domain   string   `json:"domain,omitempty"`

@@ -6,6 +6,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/export"
+	"github.com/switchback-dr/switchback/journal"
 )
 
 // Summary is the result of an operation's record: what it measured and what it
@@ -15,11 +16,15 @@ type Summary struct {
 	Switch *Switched    `json:"switch,omitempty"`
 	Commit *Committed   `json:"commit,omitempty"`
 	Drill  *DrillReport `json:"drill,omitempty"`
-	Change *Changed     `json:"change,omitempty"`
+	// Drills are those of several VMs.
+	Drills []DrillReport `json:"drills,omitempty"`
+	Change *Changed      `json:"change,omitempty"`
 	// Proof is of a switch, Check of verify and repair, Export of export.
-	Proof  *switchback.Proof      `json:"proof,omitempty"`
-	Check  *agentapi.ReplicaCheck `json:"check,omitempty"`
-	Export *export.Result         `json:"export,omitempty"`
+	Proof *switchback.Proof      `json:"proof,omitempty"`
+	Check *agentapi.ReplicaCheck `json:"check,omitempty"`
+	// Mend is what a repair has put right in older points, and what not.
+	Mend   *journal.MendResult `json:"mend,omitempty"`
+	Export *export.Result      `json:"export,omitempty"`
 	// Removed and Left are of unprotect.
 	Removed []string `json:"removed,omitempty"`
 	Left    []string `json:"left,omitempty"`

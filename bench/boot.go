@@ -84,17 +84,7 @@ func measureBoot(ctx context.Context, b *bed) ([]entry, error) {
 		return err
 	}
 	peer := func(ctx context.Context) error {
-		os.Remove(b.recoveryPath(bootLocal))
-		if err := command(b.lab.Site(lab.Recovery).Command(ctx, "cp", "--sparse=always", v.qcow2, bootLocal)); err != nil {
-			return err
-		}
-		for _, path := range []string{bootLocal, v.qcow2} {
-			if err := forget(b.recoveryPath(path)); err != nil {
-				return err
-			}
-		}
-		d, err := b.boot(ctx, bootName, plain)
-		b.say("from a plain qcow2 %.2f s", d.Seconds())
+		d, err := b.bootPlain(ctx, v, plain)
 		s.Peer = append(s.Peer, d.Seconds())
 		return err
 	}
@@ -114,8 +104,8 @@ func measureBoot(ctx context.Context, b *bed) ([]entry, error) {
 // measureBootPoints starts the guest from the newest of 1,000 points, and from
 // the same content with one point over the same base.
 func measureBootPoints(ctx context.Context, b *bed) ([]entry, error) {
-	const points, change = 1000, 64 << 10
-	many, err := b.makeView(ctx, points, change)
+	const change = 64 << 10
+	many, err := b.makeView(ctx, b.sizes.manyPoints, change)
 	defer b.dropView(many)
 	if err != nil {
 		return nil, err

@@ -25,15 +25,17 @@ type sizes struct {
 	randomReads     int
 	viewPoints      int   // segments under the view, at least
 	viewPointChange int64 // changed by each
+	drills          int   // in a row
+	manyPoints      int   // that opening a view must not depend on
 }
 
 func sizesOf(quick bool) sizes {
 	if quick {
 		return sizes{disk: guest.MinDiskBytes, content: 320 << 20, files: 96 << 20, check: 72 << 20, span: 256 << 20,
-			small: 1 << 20, mixed: 8 << 20, latencyWrites: 500, randomReads: 5000, viewPoints: 4, viewPointChange: 4 << 20}
+			small: 1 << 20, mixed: 8 << 20, latencyWrites: 500, randomReads: 5000, viewPoints: 4, viewPointChange: 4 << 20, drills: 2, manyPoints: 200}
 	}
 	return sizes{disk: 8 << 30, content: 2560 << 20, files: 160 << 20, check: 72 << 20, span: 2 << 30,
-		small: 1 << 20, mixed: 64 << 20, latencyWrites: 8000, randomReads: 100000, viewPoints: 32, viewPointChange: 32 << 20}
+		small: 1 << 20, mixed: 64 << 20, latencyWrites: 8000, randomReads: 100000, viewPoints: 32, viewPointChange: 32 << 20, drills: 10, manyPoints: 1000}
 }
 
 const (

@@ -24,6 +24,9 @@
 //	view_*_100         the same two, 100 points over the base    the same
 //	boot_1000_points   boot_ratio's start, of the newest of      the same content as one point: the others merged away
 //	                   1,000 points
+//	drill_seconds_over_boot  request of a drill to CHECKED line  boot of the plain qcow2: the goal is for their
+//	                   of its copy                               share of 2 s + 1.15 × boot
+//	rpo_during_drills  p99 of the RPO during ten drills in a row the same in as long a time without
 //	journal_space      bytes of the segments                     bare zstd of the changed blocks, in 64 KiB pieces
 //	fold_throughput    live bytes folded per second              sequential write of as many bytes, synced
 //	merge_throughput   stored bytes merged per second            the same
@@ -129,9 +132,11 @@ var measures = []measure{
 	{[]string{"cycle_1mb_vs_tool"}, measureCycleTool},
 	{[]string{"view_seq", "view_rand4k"}, measureView},
 	{[]string{"boot_ratio"}, measureBoot},
+	{[]string{"drill_seconds_over_boot"}, measureDrill},
 	{[]string{"view_seq_100", "view_rand4k_100"}, measureView100},
 	{[]string{"boot_1000_points"}, measureBootPoints},
 	{[]string{"guest_p99", "guest_p50"}, measureGuest},
+	{[]string{"rpo_during_drills"}, measureRPO},
 	{[]string{"journal_space", "fold_throughput", "merge_throughput"}, measureJournal},
 	{[]string{"view_bytes_per_extent"}, measureViewMemory},
 }

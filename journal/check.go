@@ -180,6 +180,10 @@ func (c *checker) documents() error {
 		// No point is affected, but what was said of them is lost.
 		c.found(Damage{File: marksPath(c.dir), Reason: err.Error()})
 	}
+	if _, err := ReadDefinition(c.dir); switchback.CodeOf(err) == switchback.CodeCorrupt {
+		// The source sends it again.
+		c.found(Damage{File: definitionPath(c.dir), Reason: err.Error()})
+	}
 	pins, err := readPins(c.dir)
 	if err != nil {
 		return err

@@ -97,38 +97,59 @@ func compress(dst, raw []byte, c Codec) ([]byte, Codec) {
 
 // decompress fills raw, whose length is the raw length, from stored.
 func decompress(raw, stored []byte, c Codec) error {
+	if c == CodecS2 {
+		return expandS2(raw, stored)
+	}
+	// The decoder's fast loop needs room behind what it writes; a copy is
+	// cheaper than the loop that does without.
+	room := roomPool.Get().(*[zstdRoom]byte)
+	defer roomPool.Put(room)
+	out, err := expand(room, stored, len(raw), c)
+	copy(raw, out)
+	return err
+}
+
+// expand returns the length bytes that stored stands for: in room, or, where
+// they are not compressed, stored itself.
+func expand(room *[zstdRoom]byte, stored []byte, length int, c Codec) ([]byte, error) {
 	switch c {
 	case CodecNone:
-		if len(stored) != len(raw) {
-			return fmt.Errorf("%d bytes stored for %d", len(stored), len(raw))
+		if len(stored) != length {
+			return nil, fmt.Errorf("%d bytes stored for %d", len(stored), length)
 		}
-		copy(raw, stored)
-		return nil
+		return stored, nil
 	case CodecS2:
-		n, err := s2.DecodedLen(stored)
-		if err != nil {
-			return err
-		}
-		if n != len(raw) {
-			return fmt.Errorf("%d bytes after decompression, want %d", n, len(raw))
-		}
-		_, err = s2.Decode(raw, stored)
-		return err
+		return room[:length], expandS2(room[:length], stored)
 	case CodecZstd:
-		out, err := decoder().DecodeAll(stored, raw[:0:len(raw)])
+		out, err := decoder().DecodeAll(stored, room[:0])
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if len(out) != len(raw) {
-			return fmt.Errorf("%d bytes after decompression, want %d", len(out), len(raw))
+		if len(out) != length {
+			return nil, fmt.Errorf("%d bytes after decompression, want %d", len(out), length)
 		}
-		if len(out) > 0 && &out[0] != &raw[0] {
-			copy(raw, out)
-		}
-		return nil
+		return out, nil
 	}
-	return fmt.Errorf("unknown %v", c)
+	return nil, fmt.Errorf("unknown %v", c)
 }
+
+func expandS2(raw, stored []byte) error {
+	n, err := s2.DecodedLen(stored)
+	if err != nil {
+		return err
+	}
+	if n != len(raw) {
+		return fmt.Errorf("%d bytes after decompression, want %d", n, len(raw))
+	}
+	_, err = s2.Decode(raw, stored)
+	return err
+}
+
+// zstdRoom is a frame and what the decoder wants to be free behind it: a block of
+// 128 KiB and a little more.
+const zstdRoom = maxFrame + 132<<10
+
+var roomPool = sync.Pool{New: func() any { return new([zstdRoom]byte) }}
 
 // storedPool holds buffers for the stored form of a frame.
 var storedPool = sync.Pool{New: func() any { return new([maxFrame]byte) }}

@@ -237,6 +237,10 @@ var mutants = []struct {
 			return filepath.Base(from) == "manifest.json.tmp" && readDocument(from, &m) == nil && m.Folding > 0
 		}
 	}, false},
+	{"keys are not synced", skipSync(func(_ *history, path string) bool { return filepath.Base(path) == "storage.json.tmp" }), false},
+	{"a key is written after the data it protects", func(h *history) {
+		h.w.fs.late = func(path string) bool { return filepath.Base(path) == "storage.json" }
+	}, false},
 	{"the restart removes what it replaced before that is durable", func(h *history) {
 		h.onClone = func(fs *recorder) { fs.skipSyncDir = func(string) bool { return true } }
 	}, true},

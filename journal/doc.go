@@ -34,10 +34,11 @@
 //	pins/NAME.json              one per pin
 //	marks.json                  what is said of points: tags, locks, proofs
 //	sums/DISK.sum               checksums of a base; see basesum.go
+//	definition.json             the VM's definition, as its source last said
 //	check.json                  how far a check is, and what the last one found
 //	samples.log                 what points' content looks like; statistics
 //
-// manifest.json, marks.json and pins are {"version", "checksum", "content"}: the checksum
+// manifest.json, marks.json, definition.json and pins are {"version", "checksum", "content"}: the checksum
 // is xxh3-128 (hexadecimal) of the compact JSON of content. They are replaced
 // by write-temp, fsync, rename, fsync directory.
 //
@@ -116,6 +117,8 @@
 // digest in the footer is that of the file. "parent" remains as received. A
 // segment that is not merged follows the point sequence-1, whose digest is its
 // parent. Of a fresh disk nothing counts that older segments or the base hold.
+// A segment of which damaged frames were put back (Replica.Mend) has this form,
+// too, and continues what it continued before.
 // Files between "continues" and the segment itself are left by a crash and no
 // part of the chain.
 package journal

@@ -3,6 +3,8 @@ package journal
 import (
 	"context"
 	"fmt"
+	"runtime"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -14,6 +16,8 @@ const (
 	foldChunk = 1 << 20
 	foldCache = 64 << 20
 )
+
+var chunkPool = sync.Pool{New: func() any { return new([foldChunk]byte) }}
 
 // OpenBaseFunc opens the base of a disk for writing; the image must be at
 // least disk.SizeBytes large, so a disk that has grown is grown first. The
@@ -72,8 +76,11 @@ func (r *Replica) FoldPaced(ctx context.Context, upTo switchback.Sequence, open 
 			return switchback.Errorf(switchback.CodeRefused, "disk %s has no base image", g.Name).WithHint("create one and name it with SetDisk")
 		}
 		o := newOverlay(g.Name, g.SizeBytes, segments, !b.Absent)
-		if err := o.verify(ctx, cache); err != nil {
+		if err := o.verify(ctx); err != nil {
 			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return switchback.Errorf(switchback.CodeCancelled, "fold: %w", err)
 		}
 		disks = append(disks, o)
 	}
@@ -152,7 +159,9 @@ func foldDisk(ctx context.Context, g DiskGeometry, o *overlay, cache *frameCache
 			if err := pace(gctx, at.Length); err != nil {
 				return err
 			}
-			p := make([]byte, at.Length)
+			buffer := chunkPool.Get().(*[foldChunk]byte)
+			defer chunkPool.Put(buffer)
+			p := buffer[:at.Length]
 			for i := range parts {
 				e := parts[i]
 				from, to := max(e.offset(), at.Offset), min(e.end(), at.End())
@@ -206,9 +215,10 @@ func (o *overlay) chunks(yield func(at extent.Range, parts []liveExtent) bool) {
 	}
 }
 
-// verify reads every frame that the overlay needs once; those that fit stay in
-// the cache.
-func (o *overlay) verify(ctx context.Context, cache *frameCache) error {
+// verify reads every frame that the overlay needs once.
+func (o *overlay) verify(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(runtime.GOMAXPROCS(0))
 	seen := map[frameKey]bool{}
 	for i := range o.live {
 		e := o.live[i]
@@ -224,15 +234,18 @@ func (o *overlay) verify(ctx context.Context, cache *frameCache) error {
 				continue
 			}
 			seen[key] = true
-			if err := pace(ctx, int64(s.index.frames[key.frame].stored)); err != nil {
-				return switchback.Errorf(switchback.CodeCancelled, "fold: %w", err)
+			if pace(ctx, int64(s.index.frames[key.frame].stored)) != nil {
+				break // the group says why
 			}
-			entry, err := cache.get(key, s.index.frames[key.frame].rawLength())
-			if err != nil {
-				return err
-			}
-			cache.release(entry)
+			group.Go(func() error {
+				stored := storedPool.Get().(*[maxFrame]byte)
+				defer storedPool.Put(stored)
+				return s.verify(key.frame, stored[:s.index.frames[key.frame].stored])
+			})
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
-	return nil
+	return group.Wait()
 }

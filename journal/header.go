@@ -132,7 +132,7 @@ func (h Header) Validate() error {
 	if h.Sequence == 0 && !h.Seed {
 		return switchback.Errorf(switchback.CodeInvalid, "sequence 0 is no point")
 	}
-	if m := h.Merged; m != nil && (h.Seed || m.Digest == "" || m.Continues+1 >= h.Sequence) {
+	if m := h.Merged; m != nil && (h.Seed || m.Digest == "" || m.Continues >= h.Sequence) {
 		return switchback.Errorf(switchback.CodeInvalid, "segment %d cannot be merged with what follows point %d", h.Sequence, m.Continues)
 	}
 	return nil

@@ -58,7 +58,7 @@ func (r *Replica) Merge(ctx context.Context, first, into switchback.Sequence, by
 			s.close()
 		}
 	}()
-	point, err := r.writeMerged(ctx, temp, segments)
+	point, err := r.writeMerged(ctx, temp, segments, nil)
 	if err != nil {
 		r.fs.remove(temp)
 		return err
@@ -111,8 +111,9 @@ func (r *Replica) mayMerge(first, into switchback.Sequence) error {
 }
 
 // writeMerged writes the segment that the last of segments becomes when it takes
-// in those before it to the file temp, durably, and returns its point.
-func (r *Replica) writeMerged(ctx context.Context, temp string, segments []*segment) (switchback.Point, error) {
+// in those before it to the file temp, durably, and returns its point. mended are
+// frames of the only segment that are not to be read.
+func (r *Replica) writeMerged(ctx context.Context, temp string, segments []*segment, mended map[uint32]badFrame) (switchback.Point, error) {
 	none := switchback.Point{}
 	last := segments[len(segments)-1]
 	h := last.header
@@ -137,7 +138,7 @@ func (r *Replica) writeMerged(ctx context.Context, temp string, segments []*segm
 	}
 	var foot footer
 	err = r.writeSegment(f, h.Sequence, func(out io.Writer) error {
-		w := &mergeWriter{ctx: ctx, out: out, offset: int64(len(head)), ix: index{disks: make([]diskIndex, len(h.Disks))}}
+		w := &mergeWriter{ctx: ctx, out: out, mended: mended, offset: int64(len(head)), ix: index{disks: make([]diskIndex, len(h.Disks))}}
 		foot, err = w.write(head, h.Disks, overlays)
 		return err
 	})
@@ -153,11 +154,41 @@ type mergeWriter struct {
 	out    io.Writer
 	offset int64 // in the file
 	ix     index
-	record [frameHeadSize + maxFrame]byte
 	// pieces of frames that did not survive whole, to be a frame of their own
-	gathered []byte
-	places   []extent.Range
-	codec    Codec
+	pieces *gathered
+	// mended are damaged frames; see Mend
+	mended map[uint32]badFrame
+	// queue holds what is to be written, in its order
+	queue chan outgoing
+}
+
+// outgoing is a frame on its way to the file: one that survived, or pieces.
+type outgoing struct {
+	survivor *survivor
+	pieces   *gathered
+}
+
+// gathered are pieces of frames, and the frame that they become.
+type gathered struct {
+	raw    [maxFrame]byte
+	length int
+	places []extent.Range
+	codec  Codec
+	ready  chan struct{} // closed when what follows is set
+	frame  frame
+	record []byte
+}
+
+var gatherings = sync.Pool{New: func() any { return &gathered{record: make([]byte, frameHeadSize, frameHeadSize+maxFrame)} }}
+
+// pack compresses the pieces.
+func (g *gathered) pack(disk uint16) {
+	defer close(g.ready)
+	raw := g.raw[:g.length]
+	record, codec := compress(g.record[:frameHeadSize], raw, g.codec)
+	g.record = record
+	g.frame = frame{stored: uint32(len(record) - frameHeadSize), disk: disk, sectors: uint8(len(raw)/sector - 1),
+		codec: codec, sum: xxh3.Hash128(raw).Bytes()}
 }
 
 func (w *mergeWriter) write(head []byte, disks []DiskGeometry, overlays []*overlay) (footer, error) {
@@ -199,46 +230,71 @@ func (w *mergeWriter) disk(disk uint16, o *overlay) error {
 	slices.SortFunc(live, func(a, b liveExtent) int {
 		return cmp.Or(cmp.Compare(a.segment(), b.segment()), cmp.Compare(a.pos(), b.pos()))
 	})
-	// Frames are read and verified ahead; they are written in their order.
+	// Frames are read and verified ahead, and pieces compressed behind; all are
+	// written in their order.
 	ctx, cancel := context.WithCancel(w.ctx)
 	defer cancel()
-	queue := make(chan *survivor, 2*runtime.GOMAXPROCS(0))
+	ahead := make(chan *survivor, 2*runtime.GOMAXPROCS(0))
 	go func() {
-		defer close(queue)
+		defer close(ahead)
 		for len(live) > 0 {
 			var f *survivor
 			f, live = nextSurvivor(o, live)
 			if f.err == nil {
 				f.err = pace(ctx, int64(f.segment.index.frames[f.number].stored))
 			}
-			queue <- f
+			ahead <- f
 			if f.err != nil {
 				close(f.ready)
 				return
 			}
-			go f.load()
+			if b, ok := w.mended[f.number]; ok {
+				go f.loadMended(b)
+			} else {
+				go f.load()
+			}
 		}
 	}()
+	w.queue = make(chan outgoing, 2*runtime.GOMAXPROCS(0))
+	written := make(chan error)
+	go func() {
+		var failed error
+		for x := range w.queue {
+			if failed == nil {
+				if failed = w.emit(disk, x); failed != nil {
+					cancel()
+				}
+			}
+			x.recycle()
+		}
+		written <- failed
+	}()
 	var failed error
-	for f := range queue {
+	for f := range ahead {
 		<-f.ready
 		if failed == nil {
-			if failed = f.err; failed == nil {
-				failed = w.frame(disk, f)
-			}
-			if failed != nil {
-				cancel() // the rest is waited for: it reads files that are closed soon
-			}
+			failed = f.err
 		}
-		survivors.Put(f)
+		switch {
+		case failed != nil:
+			cancel() // the rest is waited for: it reads files that are closed soon
+			survivors.Put(f)
+		case f.whole:
+			w.queue <- outgoing{survivor: f}
+		default:
+			w.gather(disk, f)
+			survivors.Put(f)
+		}
+	}
+	w.flush(disk)
+	close(w.queue)
+	if err := <-written; err != nil {
+		failed = err // what came after is only its consequence
 	}
 	if err := w.ctx.Err(); err != nil {
 		return switchback.Errorf(switchback.CodeCancelled, "merge: %w", err)
 	}
-	if failed != nil {
-		return failed
-	}
-	return w.flush(disk)
+	return failed
 }
 
 // survivor is a frame of which something is live.
@@ -250,6 +306,7 @@ type survivor struct {
 	whole   bool
 	ready   chan struct{} // closed when what follows is set
 	err     error
+	frame   frame                          // as it will be written
 	record  [frameHeadSize + maxFrame]byte // room for the head, and the stored bytes
 	raw     [maxFrame]byte
 }
@@ -269,6 +326,7 @@ func nextSurvivor(o *overlay, live []liveExtent) (*survivor, []liveExtent) {
 		return f, nil
 	}
 	f.number, f.start = from.frames[k], from.starts[k]
+	f.frame = f.segment.index.frames[f.number]
 	length := int64(f.segment.index.frames[f.number].rawLength())
 	var sum int64
 	for len(live) > 0 && live[0].segment() == e.segment() && live[0].pos() < f.start+length {
@@ -289,68 +347,82 @@ func nextSurvivor(o *overlay, live []liveExtent) (*survivor, []liveExtent) {
 func (f *survivor) load() {
 	defer close(f.ready)
 	x := &f.segment.index.frames[f.number]
-	f.err = f.segment.loadStored(f.number, f.raw[:x.rawLength()], f.record[frameHeadSize:][:x.stored])
+	stored := f.record[frameHeadSize:][:x.stored]
+	if f.whole {
+		f.err = f.segment.verify(f.number, stored)
+	} else {
+		f.err = f.segment.loadStored(f.number, f.raw[:x.rawLength()], stored)
+	}
 }
 
-// frame takes over what is live of a frame.
-func (w *mergeWriter) frame(disk uint16, f *survivor) error {
-	x := f.segment.index.frames[f.number]
-	if !f.whole {
-		for _, e := range f.parts {
-			at := e.pos() - f.start
-			if err := w.gather(disk, f.raw[at:at+e.length()], e.offset(), x.codec); err != nil {
-				return err
+// gather adds what is live of a frame to the pieces.
+func (w *mergeWriter) gather(disk uint16, f *survivor) {
+	codec := f.segment.index.frames[f.number].codec
+	for _, e := range f.parts {
+		at, offset := e.pos()-f.start, e.offset()
+		for p := f.raw[at : at+e.length()]; len(p) > 0; {
+			if w.pieces == nil {
+				w.pieces = gatherings.Get().(*gathered)
 			}
-		}
-		return nil
-	}
-	x.disk = disk
-	places := make([]extent.Range, len(f.parts))
-	for i, e := range f.parts {
-		places[i] = extent.Range{Offset: e.offset(), Length: e.length()}
-	}
-	return w.emit(x, f.record[:frameHeadSize+int(x.stored)], places)
-}
-
-// gather adds a piece to the frame of pieces.
-func (w *mergeWriter) gather(disk uint16, p []byte, offset int64, c Codec) error {
-	for len(p) > 0 {
-		n := min(len(p), maxFrame-len(w.gathered))
-		w.gathered = append(w.gathered, p[:n]...)
-		w.places = append(w.places, extent.Range{Offset: offset, Length: int64(n)})
-		w.codec = max(w.codec, c)
-		p, offset = p[n:], offset+int64(n)
-		if len(w.gathered) == maxFrame {
-			if err := w.flush(disk); err != nil {
-				return err
+			g := w.pieces
+			n := copy(g.raw[g.length:], p)
+			g.length += n
+			g.places = append(g.places, extent.Range{Offset: offset, Length: int64(n)})
+			g.codec = max(g.codec, codec)
+			p, offset = p[n:], offset+int64(n)
+			if g.length == maxFrame {
+				w.flush(disk)
 			}
 		}
 	}
-	return nil
 }
 
-func (w *mergeWriter) flush(disk uint16) error {
-	if len(w.gathered) == 0 {
-		return nil
+// flush makes a frame of the pieces gathered so far.
+func (w *mergeWriter) flush(disk uint16) {
+	g := w.pieces
+	if g == nil {
+		return
 	}
-	record, codec := compress(w.record[:frameHeadSize], w.gathered, w.codec)
-	f := frame{stored: uint32(len(record) - frameHeadSize), disk: disk, sectors: uint8(len(w.gathered)/sector - 1),
-		codec: codec, sum: xxh3.Hash128(w.gathered).Bytes()}
-	err := w.emit(f, record, w.places)
-	w.gathered, w.places, w.codec = w.gathered[:0], w.places[:0], CodecNone
-	return err
+	w.pieces = nil
+	g.ready = make(chan struct{})
+	go g.pack(disk)
+	w.queue <- outgoing{pieces: g}
 }
 
-// emit writes a frame, whose stored bytes are in record after room for its head.
-func (w *mergeWriter) emit(f frame, record []byte, places []extent.Range) error {
+func (x outgoing) recycle() {
+	if x.survivor != nil {
+		survivors.Put(x.survivor)
+		return
+	}
+	g := x.pieces
+	<-g.ready
+	g.length, g.places, g.codec = 0, g.places[:0], CodecNone
+	gatherings.Put(g)
+}
+
+// emit writes a frame.
+func (w *mergeWriter) emit(disk uint16, x outgoing) error {
+	var f frame
+	var record []byte // the stored bytes after room for the head
+	d := &w.ix.disks[disk]
+	if s := x.survivor; s != nil {
+		f = s.frame
+		f.disk = disk
+		record = s.record[:frameHeadSize+int(f.stored)]
+		for _, e := range s.parts {
+			d.data = appendExtent(d.data, extent.Range{Offset: e.offset(), Length: e.length()})
+		}
+	} else {
+		<-x.pieces.ready
+		f, record = x.pieces.frame, x.pieces.record
+		for _, p := range x.pieces.places {
+			d.data = appendExtent(d.data, p)
+		}
+	}
 	f.putHead(record)
 	f.offset = w.offset + frameHeadSize
 	w.offset += int64(len(record))
 	w.ix.frames = append(w.ix.frames, f)
-	d := &w.ix.disks[f.disk]
-	for _, p := range places {
-		d.data = appendExtent(d.data, p)
-	}
 	_, err := w.out.Write(record)
 	return err
 }

@@ -286,7 +286,7 @@ func Remove(dir string) error {
 	} else if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
-	for _, name := range []string{segmentDir, pinDir, sumDir, "marks.json", "storage.json", samplesFile, checkFile, "manifest.json.tmp", "lock"} {
+	for _, name := range []string{segmentDir, pinDir, sumDir, "marks.json", "storage.json", "definition.json", samplesFile, checkFile, "manifest.json.tmp", "lock"} {
 		if err == nil {
 			err = os.RemoveAll(filepath.Join(dir, name))
 		}

@@ -35,6 +35,10 @@ type recorder struct {
 	// early is called before a rename is tried, skipRename says that it is left out.
 	early      func(to string)
 	skipRename func(from, to string) bool
+	// late says that a file takes the place of path only once a segment written
+	// later is durable; held is where it waits.
+	late func(path string) bool
+	held map[string]*inode
 	// renamed, if it gives a name, is where a file stands before it is synced.
 	renamed func(path string) string
 }
@@ -123,7 +127,11 @@ func (f *recorder) rename(from, to string) error {
 		delete(f.live, from)
 		return f.osFileSystem.remove(from)
 	}
-	f.live[to] = f.live[from]
+	if f.late != nil && f.late(to) {
+		f.held = map[string]*inode{to: f.live[from]}
+	} else {
+		f.live[to] = f.live[from]
+	}
 	delete(f.live, from)
 	return f.osFileSystem.rename(from, to)
 }
@@ -156,6 +164,13 @@ func (f *recorder) syncDir(dir string) error {
 		if filepath.Dir(path) == dir {
 			f.durable[path] = node
 		}
+	}
+	if filepath.Base(dir) == segmentDir && f.held != nil {
+		for path, node := range f.held {
+			f.before("rename " + strings.TrimPrefix(path, f.root) + " after what needs it")
+			f.live[path], f.durable[path] = node, node
+		}
+		f.held = nil
 	}
 	return nil
 }

@@ -85,6 +85,16 @@ func AllowedOperations(p switchback.Protection, f Facts) []Allowed {
 	return list
 }
 
+// Find returns the verdict on one operation from a list of them.
+func Find(list []Allowed, k Kind) Allowed {
+	for _, a := range list {
+		if a.Kind == k {
+			return a
+		}
+	}
+	return Allowed{Kind: k, Reason: "unknown operation"}
+}
+
 // Check decides one operation.
 func Check(p switchback.Protection, f Facts, k Kind) Allowed {
 	no := func(reason, remedy string) Allowed { return Allowed{Kind: k, Reason: reason, Remedy: remedy} }

@@ -20,6 +20,9 @@ type DrillFacts struct {
 	// Left counts drills of which something is left at the target with no
 	// operation at work on it.
 	Left int
+	// Described: the target keeps the VM's definition, so that the source need
+	// not be asked.
+	Described bool
 }
 
 // checkDrill decides the operations of the drill axis. They and all others go
@@ -44,8 +47,8 @@ func checkDrill(p switchback.Protection, f Facts, k Kind) Allowed {
 		return no(fmt.Sprintf("operation %s (%s) is under way", f.RunningID, f.Running), "wait for it: switchback operation watch "+string(f.RunningID))
 	case f.Drill.Running != "":
 		return no(fmt.Sprintf("drill %s is under way", f.Drill.Running), fmt.Sprintf("wait for it, or end it: switchback vm drill clean %s", p.Name))
-	case !f.SourceUp:
-		return no(fmt.Sprintf("the agent of site %s, which knows the VM's definition, does not answer", p.Source), "start the agent, or mend the network to it")
+	case !f.SourceUp && !f.Drill.Described:
+		return no(fmt.Sprintf("the agent of site %s, which knows the VM's definition, does not answer, and site %s keeps none", p.Source, p.Target), "start the agent, or mend the network to it")
 	case !f.TargetUp:
 		return no(fmt.Sprintf("the agent of site %s does not answer", p.Target), "start the agent, or mend the network to it")
 	case f.Points == 0:

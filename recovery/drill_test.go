@@ -23,6 +23,7 @@ func TestDrills(t *testing.T) {
 		{"two drills", p, func(f *Facts) { f.Drill.Running = "op-1" }, TestFailover, "drill op-1 is under way"},
 		{"while the VM moves", p, func(f *Facts) { f.Running, f.RunningID = "failover", "op-2" }, TestFailover, "operation op-2"},
 		{"before the first point", p, func(f *Facts) { f.Points = 0 }, TestFailover, "no recovery point"},
+		{"source away, described at the target", p, func(f *Facts) { f.SourceUp, f.Drill.Described = false, true }, TestFailover, ""},
 		{"source away", p, func(f *Facts) { f.SourceUp = false }, TestFailover, "site berlin"},
 		{"target away", p, func(f *Facts) { f.TargetUp = false }, TestFailover, "site riga"},
 		{"switched", home(switchback.PhaseSwitched), func(*Facts) {}, TestFailover, "switched"},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/robfig/cron/v3"
@@ -41,11 +42,25 @@ func validateGuestPolicy(p switchback.Policy) error {
 // requestDrill begins a drill, or ends one. Everything that can be refused at
 // once is, beside what the preflight step finds.
 func (s *Server) requestDrill(ctx context.Context, who string, v api.VM, kind recovery.Kind, req api.OperationRequest) (api.OperationAnswer, error) {
-	var none api.OperationAnswer
-	p := v.Protection
 	if kind == recovery.CleanDrill {
 		return s.requestCleanDrill(ctx, who, v, req)
 	}
+	params, point, err := s.judgeDrill(ctx, v, req)
+	if err != nil {
+		return api.OperationAnswer{}, err
+	}
+	if req.DryRun {
+		plan, err := s.planDrill(ctx, v, params, point)
+		return api.OperationAnswer{Plan: plan}, err
+	}
+	rec, err := s.submitDrill(ctx, who, v.Protection, string(recovery.TestFailover), params)
+	return api.OperationAnswer{Operation: &rec}, err
+}
+
+// judgeDrill finds what can be refused at once, and the point.
+func (s *Server) judgeDrill(ctx context.Context, v api.VM, req api.OperationRequest) (drillParams, switchback.Point, error) {
+	p := v.Protection
+	refuse := func(err error) (drillParams, switchback.Point, error) { return drillParams{}, switchback.Point{}, err }
 	params := drillParams{Point: req.Point, Cause: "asked"}
 	if req.Drill != nil {
 		params.DrillRequest = *req.Drill
@@ -55,40 +70,32 @@ func (s *Server) requestDrill(ctx context.Context, who string, v api.VM, kind re
 	}
 	switch {
 	case params.NoNetwork && (params.Network != "" || len(params.Networks) > 0):
-		return none, switchback.Errorf(switchback.CodeInvalid, "a drill with no network and one on a network exclude each other")
+		return refuse(switchback.Errorf(switchback.CodeInvalid, "a drill with no network and one on a network exclude each other"))
 	case !params.NoNetwork && params.Network == "" && len(params.Networks) == 0 && (v.Protection.Policy.Drill == nil):
-		return none, switchback.Errorf(switchback.CodeInvalid, "no network for the drill").
-			WithHint("name an isolated one with --test-network, map them with --network HOME=ISOLATED, or use --no-network")
+		return refuse(switchback.Errorf(switchback.CodeInvalid, "no network for the drill").
+			WithHint("name an isolated one with --test-network, map them with --network HOME=ISOLATED, or use --no-network"))
 	case params.Keep < 0 || params.Keep > maxKeep:
-		return none, switchback.Errorf(switchback.CodeInvalid, "a drill is kept for 0 to %v", maxKeep)
+		return refuse(switchback.Errorf(switchback.CodeInvalid, "a drill is kept for 0 to %v", maxKeep))
 	}
 	if err := check.ValidateAll(params.Checks); err != nil {
-		return none, err
+		return refuse(err)
 	}
 	points, err := s.points(ctx, p)
 	if err != nil {
-		return none, err
+		return refuse(err)
 	}
 	point, err := drillPoint(points, params.Point)
-	if err != nil {
-		return none, err
-	}
-	if req.DryRun {
-		plan, err := s.planDrill(ctx, v, params, point)
-		return api.OperationAnswer{Plan: plan}, err
-	}
-	rec, err := s.submitDrill(ctx, who, p, string(recovery.TestFailover), params)
-	return api.OperationAnswer{Operation: &rec}, err
+	return params, point, err
 }
 
 // planDrill asks the target about the networks, so that a dry run shows a refusal.
 func (s *Server) planDrill(ctx context.Context, v api.VM, params drillParams, point switchback.Point) (*api.Plan, error) {
 	p := v.Protection
-	var source agentapi.DescribeResult
-	if err := s.agentDescribe(ctx, p.SourceAgent, p, &source); err != nil {
+	source, err := s.describe(ctx, p)
+	if err != nil {
 		return nil, err
 	}
-	networks, err := s.drillNetworks(ctx, p, source.Domain.Networks, params.DrillRequest)
+	networks, err := s.drillNetworks(ctx, p, source.networks, params.DrillRequest)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +107,7 @@ func (s *Server) planDrill(ctx context.Context, v api.VM, params drillParams, po
 	if err := s.agentClient(a.Address).Run(ctx, t, networks, nil, nil); err != nil {
 		return nil, err
 	}
-	checks := drillChecks(params.Checks, p.Policy.Checks, false)
+	checks := source.checksOf(params.Checks, p.Policy.Checks)
 	plan := &api.Plan{Kind: string(recovery.TestFailover), VM: p.Name, Basis: "nothing crosses it: the point is at the target",
 		Time: params.Keep + 30*time.Second}
 	for _, st := range s.drillSteps() {
@@ -112,6 +119,9 @@ func (s *Server) planDrill(ctx context.Context, v api.VM, params drillParams, po
 	}
 	plan.Changes = []string{fmt.Sprintf("a copy of %s runs at %s from point %d of %s, %s, under a name and UUID of its own", p.Name, p.Target,
 		point.Sequence, point.Time.UTC().Format(time.RFC3339), where)}
+	if source.note != "" {
+		plan.Warnings = append(plan.Warnings, source.note)
+	}
 	for _, c := range checks {
 		plan.Changes = append(plan.Changes, "check "+check.Format(c))
 	}
@@ -121,11 +131,22 @@ func (s *Server) planDrill(ctx context.Context, v api.VM, params drillParams, po
 
 // submitDrill makes a drill durable on its own lane and axis.
 func (s *Server) submitDrill(ctx context.Context, who string, p switchback.Protection, kind string, params any) (operation.Record, error) {
+	return s.submitDrillAs(ctx, "", who, p, kind, params)
+}
+
+// submitDrillAs is submitDrill under an ID. A repetition finds the drill that is
+// there.
+func (s *Server) submitDrillAs(ctx context.Context, id switchback.OperationID, who string, p switchback.Protection, kind string, params any) (operation.Record, error) {
 	raw, err := json.Marshal(params)
 	if err != nil {
 		return operation.Record{}, err
 	}
-	rec, err := s.runner.Submit(ctx, operation.Record{Kind: kind, Protection: p.ID, Lane: drillLane, Title: kind + " " + p.Name, Params: raw, RequestedBy: who})
+	rec, err := s.runner.Submit(ctx, operation.Record{ID: id, Kind: kind, Protection: p.ID, Lane: drillLane, Title: kind + " " + p.Name, Params: raw, RequestedBy: who})
+	if switchback.CodeOf(err) == switchback.CodeConflict && id != "" {
+		if there, gerr := s.runner.Get(ctx, id); gerr == nil {
+			rec, err = there, nil
+		}
+	}
 	if err != nil {
 		return rec, err
 	}
@@ -156,11 +177,7 @@ func (s *Server) requestCleanDrill(ctx context.Context, who string, v api.VM, re
 		return api.OperationAnswer{Plan: plan}, nil
 	}
 	if cur := v.CurrentDrill; cur != nil {
-		if st := cur.Step("hold"); st != nil && st.State == operation.StepRunning {
-			_, err := s.update(ctx, v.ID, func(p *switchback.Protection) error { p.Drill.Release = cur.ID; return nil })
-			return api.OperationAnswer{Operation: cur}, err
-		}
-		if err := s.runner.Cancel(ctx, cur.ID); err != nil {
+		if err := s.endDrillEarly(ctx, *cur); err != nil {
 			return api.OperationAnswer{}, err
 		}
 		rec, err := s.runner.Get(ctx, cur.ID)
@@ -168,6 +185,28 @@ func (s *Server) requestCleanDrill(ctx context.Context, who string, v api.VM, re
 	}
 	rec, err := s.submitDrill(ctx, who, v.Protection, string(recovery.CleanDrill), struct{}{})
 	return api.OperationAnswer{Operation: &rec}, err
+}
+
+// endDrillEarly ends a drill under way: one that is only kept as it stands, any
+// other as cancelled.
+func (s *Server) endDrillEarly(ctx context.Context, cur operation.Record) error {
+	if st := cur.Step("hold"); st != nil && st.State == operation.StepRunning {
+		_, err := s.update(ctx, cur.Protection, func(p *switchback.Protection) error { p.Drill.Release = cur.ID; return nil })
+		return err
+	}
+	return s.runner.Cancel(ctx, cur.ID)
+}
+
+// reportOf is the report of a drill, or what is known before there is one.
+func reportOf(rec operation.Record) (api.DrillReport, error) {
+	report, err := drillReport(rec)
+	if switchback.CodeOf(err) == switchback.CodeNotFound {
+		report, err = api.DrillReport{Drill: rec.ID, VM: strings.TrimPrefix(rec.Title, rec.Kind+" "), RequestedAt: rec.CreatedAt}, nil
+	}
+	if rec.Error != nil && report.Error == "" {
+		report.Error = rec.Error.Error()
+	}
+	return report, err
 }
 
 // viewDrill adds the drill axis to a VM: what runs, what is due, what is left.
@@ -240,15 +279,9 @@ func (s *Server) listDrills(r *http.Request) (any, error) {
 	}
 	reports := []api.DrillReport{}
 	for _, rec := range list {
-		report, err := drillReport(rec)
-		if switchback.CodeOf(err) == switchback.CodeNotFound {
-			report, err = api.DrillReport{Drill: rec.ID, VM: p.Name, RequestedAt: rec.CreatedAt}, nil
-		}
+		report, err := reportOf(rec)
 		if err != nil {
 			return nil, err
-		}
-		if rec.Error != nil && report.Error == "" {
-			report.Error = rec.Error.Error()
 		}
 		reports = append(reports, report)
 	}

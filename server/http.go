@@ -85,6 +85,7 @@ func (s *Server) handler() http.Handler {
 	})
 
 	s.routePoints(admin)
+	s.routeDrills(admin)
 	admin("GET /v1/operations", func(r *http.Request) (any, error) {
 		q := r.URL.Query()
 		limit, _ := strconv.Atoi(q.Get("limit"))

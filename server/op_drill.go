@@ -32,20 +32,27 @@ const (
 type drillParams struct {
 	Point string `json:"point"`
 	Cause string `json:"cause"`
+	// Group is the drill of several VMs that this one belongs to, Together the
+	// others, and Wait how long their checks may take.
+	Group    switchback.OperationID `json:"group,omitempty"`
+	Together []string               `json:"together,omitempty"`
+	Wait     time.Duration          `json:"wait,omitempty"`
 	api.DrillRequest
 }
 
 // drillPlan is what the preflight found, on which all other steps rest: a switch
 // that overtakes the drill changes the protection.
 type drillPlan struct {
-	Agent      switchback.AgentID      `json:"agent"`
-	Site       switchback.SiteID       `json:"site"`
-	Epoch      switchback.Epoch        `json:"epoch"`
-	Point      switchback.Point        `json:"point"`
-	Definition string                  `json:"definition"`
-	Networks   agentapi.DrillNetworks  `json:"networks"`
-	Checks     []switchback.GuestCheck `json:"checks"`
-	ExpiresAt  time.Time               `json:"expires_at"`
+	Agent      switchback.AgentID `json:"agent"`
+	Site       switchback.SiteID  `json:"site"`
+	Epoch      switchback.Epoch   `json:"epoch"`
+	Point      switchback.Point   `json:"point"`
+	Definition string             `json:"definition"`
+	// Note says where the definition is from, if not from the source.
+	Note      string                  `json:"note,omitempty"`
+	Networks  agentapi.DrillNetworks  `json:"networks"`
+	Checks    []switchback.GuestCheck `json:"checks"`
+	ExpiresAt time.Time               `json:"expires_at"`
 }
 
 // drillSteps run a copy of a point. Undo of everything is one piece, on the
@@ -94,9 +101,12 @@ func (s *Server) drillPreflight(ctx context.Context, r *operation.Run) error {
 	if p.Phase != switchback.PhaseProtected {
 		return switchback.Errorf(switchback.CodeRefused, "the VM is %s meanwhile", p.Phase).WithHint("drill it when it is protected again")
 	}
-	var source agentapi.DescribeResult
-	if err := s.do(ctx, r, p.SourceAgent, p.Epoch, agentapi.ActionDescribe, agentapi.DescribeParams{VM: p.VM, MustExist: true, AskAgent: true}, &source); err != nil {
+	source, err := s.describe(ctx, p)
+	if err != nil {
 		return err
+	}
+	if source.note != "" {
+		r.Log(slog.LevelWarn, "the source is not asked", "why", source.note)
 	}
 	points, err := s.points(ctx, p)
 	if err != nil {
@@ -106,13 +116,13 @@ func (s *Server) drillPreflight(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	networks, err := s.drillNetworks(ctx, p, source.Domain.Networks, params.DrillRequest)
+	networks, err := s.drillNetworks(ctx, p, source.networks, params.DrillRequest)
 	if err != nil {
 		return err
 	}
-	checks := drillChecks(params.Checks, p.Policy.Checks, source.GuestAgent)
-	plan := drillPlan{Agent: p.TargetAgent, Site: p.Target, Epoch: p.Epoch, Point: point, Definition: source.Definition, Networks: networks, Checks: checks,
-		ExpiresAt: time.Now().Add(check.Budget(checks) + params.Keep + drillMargin)}
+	checks := source.checksOf(params.Checks, p.Policy.Checks)
+	plan := drillPlan{Agent: p.TargetAgent, Site: p.Target, Epoch: p.Epoch, Point: point, Definition: source.definition, Note: source.note, Networks: networks, Checks: checks,
+		ExpiresAt: time.Now().Add(max(check.Budget(checks), params.Wait) + params.Keep + drillMargin)}
 	if err := s.do(ctx, r, plan.Agent, plan.Epoch, agentapi.ActionDrillPreflight, networks, nil); err != nil {
 		return err
 	}
@@ -122,6 +132,7 @@ func (s *Server) drillPreflight(ctx context.Context, r *operation.Run) error {
 	r.Log(slog.LevelInfo, "drill planned", "point", point.Sequence, "of", point.Time, "networks", strings.Join(networks.Used(), " "))
 	return reportDrill(r, func(d *api.DrillReport) {
 		d.VM, d.Site, d.Point, d.Cause, d.Networks = p.Name, p.Target, point, params.Cause, networks.Used()
+		d.Group, d.Together = params.Group, params.Together
 	})
 }
 
@@ -134,22 +145,6 @@ func drillPoint(points []switchback.MarkedPoint, name string) (switchback.Point,
 	}
 	chosen, err := choice.Choose(points, time.Now())
 	return chosen.Point, err
-}
-
-// drillChecks are those asked for, else the policy's, else what any guest can
-// show: that it runs, and that its agent answers where it answers at the source.
-func drillChecks(asked, policy []switchback.GuestCheck, agent bool) []switchback.GuestCheck {
-	switch {
-	case len(asked) > 0:
-		return asked
-	case len(policy) > 0:
-		return policy
-	}
-	list := []switchback.GuestCheck{{Kind: switchback.CheckPower}}
-	if agent {
-		list = append(list, switchback.GuestCheck{Kind: switchback.CheckAgent})
-	}
-	return list
 }
 
 // drillNetworks adds what counts as production at the target: where this VM
@@ -214,12 +209,19 @@ func (s *Server) drillStart(ctx context.Context, r *operation.Run) error {
 	for _, n := range out.Notes {
 		r.Log(slog.LevelInfo, "the copy differs", "note", n)
 	}
+	if plan.Note != "" {
+		out.Notes = append([]string{plan.Note}, out.Notes...)
+	}
 	return reportDrill(r, func(d *api.DrillReport) { d.Domain, d.Notes, d.GuestUpAt = out.Name, out.Notes, out.RunningAt })
 }
 
 func (s *Server) drillChecks(ctx context.Context, r *operation.Run) error {
-	plan, _, err := s.drillPlan(r)
+	plan, params, err := s.drillPlan(r)
 	if err != nil {
+		return err
+	}
+	// They may ask each other.
+	if err := s.awaitDrills(ctx, r, params, "start"); err != nil {
 		return err
 	}
 	var out agentapi.GuestChecksResult
@@ -339,10 +341,17 @@ func (s *Server) drillHold(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
+	if err := s.awaitDrills(ctx, r, params, "checks"); err != nil {
+		return err
+	}
 	if params.Keep <= 0 {
 		return operation.Skip("it is not to be kept")
 	}
-	until := report.CheckedAt.Add(params.Keep)
+	checked, err := s.lastChecked(ctx, params, report.CheckedAt)
+	if err != nil {
+		return err
+	}
+	until := checked.Add(params.Keep)
 	for time.Now().Before(until) {
 		p, err := s.of(ctx, r)
 		if err != nil {

@@ -53,6 +53,7 @@ func (s *Server) pointDefinitions() []operation.Definition {
 		{Kind: "repair", OnEnd: s.end, Steps: operation.Fixed(
 			one("find", "find what is damaged", s.repairFind),
 			one("send", "have the source send it again", s.repairSend),
+			one("mend", "put older points right", s.repairMend),
 			one("check", "read everything and compare checksums", func(ctx context.Context, r *operation.Run, p switchback.Protection, q pointsParams) error {
 				err := s.verifyPoints(ctx, r, p, q)
 				if switchback.CodeOf(err) == switchback.CodeCorrupt {
@@ -101,12 +102,14 @@ func (s *Server) verifyPoints(ctx context.Context, r *operation.Run, p switchbac
 func (s *Server) exportPoint(ctx context.Context, r *operation.Run, p switchback.Protection, q pointsParams) error {
 	params := agentapi.ExportParams{Sequence: q.Sequence, Format: q.Format, To: q.To}
 	if q.Format == string(export.Dir) {
-		var d agentapi.DescribeResult
-		err := s.agentDescribe(ctx, p.SourceAgent, p, &d)
-		if err != nil || d.Definition == "" {
+		d, err := s.describe(ctx, p)
+		switch {
+		case err != nil:
 			r.Log(slog.LevelWarn, "the VM's definition is not exported", "error", err)
+		case d.note != "":
+			r.Log(slog.LevelWarn, "the source is not asked", "why", d.note)
 		}
-		params.Definition = d.Definition
+		params.Definition = d.definition
 	}
 	var out export.Result
 	if err := s.doFor(ctx, r, p.ID, "", s.keeper(p), p.Epoch, agentapi.ActionExportPoint, params, &out); err != nil {
@@ -154,6 +157,32 @@ func (s *Server) repairSend(ctx context.Context, r *operation.Run, p switchback.
 		return err
 	}
 	r.Log(slog.LevelInfo, "sent again", "bytes", bytes, "point", out.Report.Point.Sequence)
+	return r.SetResult(out)
+}
+
+// repairMend has the target put back in older points what the newest one still
+// has. What stays damaged, and why, is in the log and the summary.
+func (s *Server) repairMend(ctx context.Context, r *operation.Run, p switchback.Protection, _ pointsParams) error {
+	var found agentapi.FindDamageResult
+	if err := r.StepResult("find", &found); err != nil {
+		return err
+	}
+	if len(found.Damage) == 0 {
+		return operation.Skip("nothing is damaged")
+	}
+	var out journal.MendResult
+	if err := s.doFor(ctx, r, p.ID, "", p.TargetAgent, p.Epoch, agentapi.ActionMend, agentapi.MendParams{Damage: found.Damage}, &out); err != nil {
+		return err
+	}
+	for _, d := range out.Mended {
+		r.Log(slog.LevelInfo, "mended", "points", d.Points(), "what", d.Error())
+	}
+	for _, d := range out.Left {
+		r.Log(slog.LevelWarn, "stays damaged", "points", d.Points(), "what", d.Error())
+	}
+	if err := summarise(r, func(sum *api.Summary) { sum.Mend = &out }); err != nil {
+		return err
+	}
 	return r.SetResult(out)
 }
 

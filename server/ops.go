@@ -37,6 +37,7 @@ func (s *Server) definitions() []operation.Definition {
 		{Kind: "unprotect", Steps: operation.Fixed(s.unprotectSteps()...), OnEnd: s.end},
 		{Kind: "edit", Steps: operation.Fixed(s.editSteps()...), OnEnd: s.end},
 		{Kind: "test-failover", Steps: operation.Fixed(s.drillSteps()...), OnEnd: s.endDrill},
+		{Kind: drillSeveral, Steps: operation.Fixed(s.drillsSteps()...)},
 		{Kind: "clean-drill", Steps: operation.Fixed(s.cleanDrillSteps()...), OnEnd: s.endCleanDrill},
 	}...)
 }

@@ -133,7 +133,7 @@ func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (a
 		}
 	}
 	if st := v.AtTarget; st != nil && st.Replica != nil {
-		facts.Points = st.Replica.Points
+		facts.Points, facts.Drill.Described = st.Replica.Points, st.Replica.Described
 		if v.LastPoint == nil {
 			v.LastPoint = st.Replica.Newest
 		}

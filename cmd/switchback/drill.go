@@ -103,11 +103,22 @@ func (c *cli) vmTestFailover() *cobra.Command {
 	var req api.OperationRequest
 	var checks checkList
 	drill := &api.DrillRequest{}
-	cmd := c.vmOperation(recovery.TestFailover, "test-failover VM", "Run a copy of a point on an isolated network, check it, clear it (a drill)", func(r *api.OperationRequest, _ *cobra.Command) {
+	cmd := c.vmOperation(recovery.TestFailover, "test-failover VM…", "Run copies of points on an isolated network, check them, clear them (a drill)", func(r *api.OperationRequest, _ *cobra.Command) {
 		r.Point, r.Drill = req.Point, drill
 		drill.Checks = checks.list
 	})
+	cmd.Args = some("VM")
+	one := cmd.RunE
+	var points map[string]string
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 1 && len(points) == 0 {
+			return one(cmd, args)
+		}
+		drill.Checks = checks.list
+		return c.askDrills(cmd, api.DrillsRequest{VMs: args, Point: req.Point, Points: points, Drill: drill})
+	}
 	f := cmd.Flags()
+	f.StringToStringVar(&points, "point-of", nil, "VM=point, where several VMs start from points of their own; repeatable")
 	f.StringVar(&req.Point, "point", "latest-processed", "latest-processed, a point's number, or its tag")
 	f.StringVar(&drill.Network, "test-network", "", "isolated network for all interfaces")
 	f.StringToStringVar(&drill.Networks, "network", nil, "network of the VM=isolated network; repeatable")
@@ -124,8 +135,7 @@ func (c *cli) vmTestFailover() *cobra.Command {
 
 func (c *cli) vmDrill() *cobra.Command {
 	cmd := group(&cobra.Command{Use: "drill", Short: "Drills of a VM: their reports, and clearing one that is kept"})
-	cmd.AddCommand(c.drillList(), c.drillReport(),
-		c.vmOperation(recovery.CleanDrill, "clean VM", "End the drill under way, or clear what one has left", func(*api.OperationRequest, *cobra.Command) {}))
+	cmd.AddCommand(c.drillList(), c.drillReport(), c.drillClean())
 	return cmd
 }
 
@@ -213,6 +223,9 @@ func printDrill(w io.Writer, d api.DrillReport) {
 		fmt.Fprintf(w, "%-14s %s\n", name, fmt.Sprintf(format, args...))
 	}
 	line("drill", "%s of %s at %s (%s)", d.Drill, d.VM, d.Site, d.Cause)
+	if len(d.Together) > 0 {
+		line("together with", "%s (%s)", strings.Join(d.Together, ", "), d.Group)
+	}
 	line("result", "%s", drillResult(d))
 	if d.Error != "" {
 		line("error", "%s", d.Error)

@@ -162,6 +162,7 @@ func printSummary(w io.Writer, rec operation.Record) {
 	if x := s.Drill; x != nil {
 		printDrill(w, *x)
 	}
+	printDrills(w, s.Drills)
 	if x := s.Switch; x != nil {
 		line("moved", "%s → %s, outage %s (from the guest seen off to the guest let run)", x.From, x.To, seconds(x.Outage))
 		line("point", "%d, %s, of %s", x.Point.Sequence, x.Point.Kind, x.Point.Time.Local().Format("2006-01-02 15:04:05.000"))

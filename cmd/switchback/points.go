@@ -279,7 +279,7 @@ func (c *cli) pointsDelete() *cobra.Command {
 func (c *cli) pointsRepair() *cobra.Command {
 	var req api.PointsRequest
 	var noWait bool
-	cmd := &cobra.Command{Use: "repair VM", Short: "Have the source send again what is damaged at the target", Args: one("VM"), RunE: func(cmd *cobra.Command, args []string) error {
+	cmd := &cobra.Command{Use: "repair VM", Short: "Have the source send again what is damaged at the target, and mend older points where it still has the very blocks", Args: one("VM"), RunE: func(cmd *cobra.Command, args []string) error {
 		return c.operatePoints(cmd, args[0], "", api.PointsRepair, req, noWait)
 	}}
 	cmd.Flags().BoolVar(&req.DropUnreadable, "drop-unreadable", false, "also delete points that cannot be opened any more, and those after them")
@@ -321,6 +321,14 @@ func printPointsSummary(line func(name, format string, args ...any), s api.Summa
 		}
 		if len(x.Damage) == 0 {
 			line("damage", "none")
+		}
+	}
+	if x := s.Mend; x != nil {
+		if len(x.Mended) > 0 {
+			line("mended", "%d places, %s, also in older points", len(x.Mended), bytesText(x.Bytes))
+		}
+		for _, d := range x.Left {
+			line("stays damaged", "%s: %v", d.Points(), d)
 		}
 	}
 	if x := s.Export; x != nil {

@@ -148,6 +148,12 @@ func (c *cli) replicaExport() *cobra.Command {
 				return err
 			}
 			req.Definition = string(b)
+		} else if f == export.Dir {
+			kept, err := journal.ReadDefinition(args[0])
+			if err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
+				return err
+			}
+			req.Definition = kept.Text
 		}
 		said := time.Now()
 		req.Progress = func(done, total int64) {
@@ -167,7 +173,7 @@ func (c *cli) replicaExport() *cobra.Command {
 	cmd.Flags().Uint64Var(&point, "point", 0, "the point's number")
 	cmd.Flags().StringVar(&format, "format", "qcow2", "raw, qcow2, or dir: qcow2 images with run.sh")
 	cmd.Flags().StringVar(&to, "to", "", "path that does not exist yet: of the image for one disk, else of a directory")
-	cmd.Flags().StringVar(&definition, "definition", "", "the VM's definition (domain XML), for --format dir")
+	cmd.Flags().StringVar(&definition, "definition", "", "the VM's definition (domain XML), for --format dir, instead of the one kept with the replica")
 	return cmd
 }
 

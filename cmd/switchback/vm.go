@@ -154,6 +154,15 @@ func (c *cli) ask(ctx context.Context, cl *api.Client, vm string, kind recovery.
 	if err != nil {
 		return err
 	}
+	want := operation.StateSucceeded
+	if kind == recovery.Cancel {
+		want = operation.StateCancelled
+	}
+	return c.answered(ctx, cl, a, want, noWait)
+}
+
+// answered shows the plan, or follows the operation that was begun.
+func (c *cli) answered(ctx context.Context, cl *api.Client, a api.OperationAnswer, want operation.State, noWait bool) error {
 	if a.Plan != nil {
 		return c.show(a.Plan, func(w io.Writer) { printPlan(w, *a.Plan) })
 	}
@@ -164,10 +173,6 @@ func (c *cli) ask(ctx context.Context, cl *api.Client, vm string, kind recovery.
 	}
 	if !c.json() {
 		fmt.Fprintf(c.out, "%s (%s)\n", a.Operation.Title, a.Operation.ID)
-	}
-	want := operation.StateSucceeded
-	if kind == recovery.Cancel {
-		want = operation.StateCancelled
 	}
 	return c.follow(ctx, cl, a.Operation.ID, want)
 }

@@ -75,8 +75,9 @@ var byways = []path{
 
 // notSimulated are the kinds that have no cells, and why.
 var notSimulated = map[recovery.Kind]string{
-	recovery.TestFailover: "a simulated host is no hypervisor.Inspector: it has no networks to isolate, screens or commands in guests. Real guests are drilled in lab/drill_test.go",
-	recovery.CleanDrill:   "it is refused where no drill has left anything; see test-failover",
+	recovery.TestFailover:   "a simulated host is no hypervisor.Inspector: it has no networks to isolate, screens or commands in guests. Real guests are drilled in lab/drill_test.go",
+	"test-failover-several": "it begins drills and waits for them; see test-failover and lab/drills_test.go",
+	recovery.CleanDrill:     "it is refused where no drill has left anything; see test-failover",
 }
 
 func pathOf(kind recovery.Kind) path {
