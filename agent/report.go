@@ -80,7 +80,7 @@ func (v *vm) status() agentapi.VMStatus {
 		r := &agentapi.ReplicaStatus{Dir: a.ReplicaDir, Seeded: !m.Seeding}
 		r.FreeBytes, _ = freeBytes(a.ReplicaDir)
 		points = replica.Points()
-		r.JournalBytes = replica.JournalBytes()
+		r.JournalBytes, r.SnapshotBytes = replica.JournalBytes(), replica.BranchBytes()
 		r.Encrypted, r.Offloaded, r.Objects = replica.StorageStatus()
 		if a.Role == agentapi.RoleTarget {
 			st.Conditions = append(st.Conditions, retained...)

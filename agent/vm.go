@@ -39,6 +39,11 @@ type vm struct {
 	// folded is closed when the retention that runs in the background has ended; nil when none runs.
 	folded   chan struct{}
 	stopFold context.CancelFunc
+	// branched and stopBranch are the same of moving snapshots into the journal,
+	// which branching serialises.
+	branched   chan struct{}
+	stopBranch context.CancelFunc
+	branching  sync.Mutex
 	// seeding serialises opening the bases.
 	seeding sync.Mutex
 	checks  checks
@@ -112,6 +117,7 @@ func (v *vm) openReplica() (*journal.Replica, error) {
 
 func (v *vm) closeReplica() {
 	v.stopFolding()
+	v.stopBranching()
 	v.stopCheck()
 	v.closeBases()
 	v.mu.Lock()
@@ -231,6 +237,7 @@ func (v *vm) takeUpOnce(ctx context.Context) error {
 		return v.startEngine(v.agent.tasks.ctx)
 	case agentapi.RoleTarget:
 		_, err := v.openReplica()
+		v.branchLater()
 		return err
 	case agentapi.RoleActive:
 		if err := v.ensureView(ctx); err != nil {
@@ -238,6 +245,7 @@ func (v *vm) takeUpOnce(ctx context.Context) error {
 		}
 		if run := v.assignment().Run; run != nil && run.Started && !run.Viewless {
 			v.agent.tasks.wg.Go(func() { v.superviseView(v.agent.tasks.ctx, run.Epoch) })
+			v.branchLater()
 		}
 		return nil
 	case agentapi.RoleFenced:

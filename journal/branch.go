@@ -185,6 +185,14 @@ func (r *Replica) DropBranch(name string) error {
 	return nil
 }
 
+// OpenNamed opens the branch called name, or the point seq where that is empty.
+func OpenNamed(dir string, seq switchback.Sequence, name string) (*View, error) {
+	if name != "" {
+		return OpenBranch(dir, name)
+	}
+	return OpenView(dir, seq)
+}
+
 // OpenBranch opens a branch over its parent point, as OpenView opens a point;
 // the parent must be pinned, which it is while the branch is there.
 func OpenBranch(dir, name string) (*View, error) { return ViewOptions{}.OpenBranch(dir, name) }
