@@ -172,3 +172,27 @@ func (v *vm) makeWhole(ctx context.Context, t *task, s Snapshot) (int64, error) 
 	}
 	return s.Bytes, v.dropBranch(s.Name) // again where a crash came between
 }
+
+// rewrapSnapshots has the keys of self-contained snapshots wrapped by the key
+// source that the agent was started with, as those of replicas are.
+func (v *vm) rewrapSnapshots() {
+	as := v.assignment()
+	for _, s := range as.Snapshots {
+		if s.Dir == "" || v.agent.cfg.KeySource == nil {
+			continue
+		}
+		err := func() error {
+			r, err := journal.Open(s.Dir)
+			if err != nil {
+				return err
+			}
+			if st := r.Storage(); st.Keyring != nil {
+				err = r.SetSealing(v.agent.tasks.ctx, st.Seal, v.agent.cfg.KeySource)
+			}
+			return errors.Join(err, r.Close())
+		}()
+		if err != nil {
+			v.agent.log.Error("the keys of a snapshot are not wrapped anew", "protection", as.Protection, "snapshot", s.Name, "error", err)
+		}
+	}
+}

@@ -228,6 +228,7 @@ func (v *vm) takeUp(ctx context.Context) {
 func (v *vm) takeUpOnce(ctx context.Context) error {
 	v.act.Lock()
 	defer v.act.Unlock()
+	v.rewrapSnapshots()
 	switch v.assignment().Role {
 	case agentapi.RoleSource:
 		a := v.assignment()
