@@ -40,6 +40,13 @@ func (a *Agent) changePoint(ctx context.Context, t *task, v *vm, req agentapi.Ta
 		return agentapi.ChangePointResult{}, err
 	}
 	if as.Run.Epoch != req.Epoch {
+		if p.Snapshot != "" { // the guest still runs: this costs no outage
+			began := time.Now()
+			err := v.keepBranches(ctx, func(done, total int64) { t.Report("moving the snapshot into the journal", rates(began, done, total)) })
+			if err != nil {
+				return nil, err
+			}
+		}
 		if err := v.planChange(ctx, req.Epoch, p); err != nil {
 			return nil, err
 		}
@@ -103,11 +110,6 @@ func (v *vm) planChange(ctx context.Context, epoch switchback.Epoch, p agentapi.
 		return err
 	}
 	c := &Change{Epoch: epoch, Sequence: seq, Snapshot: p.Snapshot}
-	if p.Snapshot != "" { // the guest still runs: this costs no outage
-		if err := v.keepBranches(ctx, nil); err != nil {
-			return err
-		}
-	}
 	replica, err := v.openReplica()
 	if err != nil {
 		return err

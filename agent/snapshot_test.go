@@ -174,6 +174,13 @@ func TestSnapshotsComeAndGo(t *testing.T) {
 	}
 	whole, _ := v.assignment().snapshot(second.Name)
 	wantBytes(t, whole.Dir, whole.Name, wrote)
+	// Its keys follow the agent's.
+	other := filepath.Join(dir, "key-2")
+	mustDo(t, seal.MakeKeyFile(other))
+	v.agent.cfg.KeySource = &seal.Source{File: other}
+	v.rewrapSnapshots()
+	mustDo(t, os.Remove(filepath.Join(dir, "key")))
+	wantBytes(t, whole.Dir, whole.Name, wrote)
 	if list := v.assignment().snapshots(nil); !list[0].SelfContained || list[0].Dir != whole.Dir || list[0].SizeBytes == 0 {
 		t.Errorf("reported: %+v", list)
 	}
