@@ -274,6 +274,14 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 		var p agentapi.DropSnapshotParams
 		params(&p)
 		dry = " " + p.Name
+	case agentapi.ActionExportSnapshot:
+		var p agentapi.ExportParams
+		params(&p)
+		dry = " " + p.Snapshot
+	case agentapi.ActionCheckSnapshot:
+		var p agentapi.CheckReplicaParams
+		params(&p)
+		dry = " " + p.Snapshot
 	case agentapi.ActionKeepPoints:
 		var p agentapi.KeepPointsParams
 		if params(&p); p.DryRun {
