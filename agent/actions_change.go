@@ -20,7 +20,7 @@ import (
 type Change struct {
 	Epoch    switchback.Epoch    `json:"epoch"`
 	Sequence switchback.Sequence `json:"sequence"`
-	// Snapshot names the kept writes to go on with; empty: the point as it is.
+	// Snapshot names the kept writes to go on from; empty: the point as it is.
 	Snapshot string `json:"snapshot,omitempty"`
 	// Definition is the VM's, as it stood here before the change.
 	Definition string `json:"definition"`
@@ -40,6 +40,13 @@ func (a *Agent) changePoint(ctx context.Context, t *task, v *vm, req agentapi.Ta
 		return agentapi.ChangePointResult{}, err
 	}
 	if as.Run.Epoch != req.Epoch {
+		if p.Snapshot != "" { // the guest still runs: this costs no outage
+			began := time.Now()
+			err := v.keepBranches(ctx, func(done, total int64) { t.Report("moving the snapshot into the journal", rates(began, done, total)) })
+			if err != nil {
+				return nil, err
+			}
+		}
 		if err := v.planChange(ctx, req.Epoch, p); err != nil {
 			return nil, err
 		}
@@ -55,6 +62,7 @@ func (a *Agent) changePoint(ctx context.Context, t *task, v *vm, req agentapi.Ta
 	if err != nil {
 		return nil, err
 	}
+	v.branchLater()
 	r := agentapi.ChangePointResult{RunningAt: started.RunningAt, OffAt: run.OffAt, Sequence: run.Sequence, SetAside: run.SetAside}
 	return r, nil
 }
@@ -67,8 +75,14 @@ func (v *vm) checkChange(p agentapi.ChangePointParams) (switchback.Sequence, err
 		switch {
 		case !ok:
 			return 0, switchback.Errorf(switchback.CodeNotFound, "there is no snapshot %s of %s here", p.Snapshot, as.Name).WithHint("'vm snapshots' lists them")
-		case s.SelfContained:
-			return 0, switchback.Errorf(switchback.CodeRefused, "snapshot %s is of before a commit: its point is gone", p.Snapshot).WithHint("its files are whole disks: attach them where they are needed")
+		case s.Dir != "":
+			return 0, switchback.Errorf(switchback.CodeRefused, "snapshot %s is of before a commit: its point is gone", p.Snapshot).WithHint("it holds whole disks: switchback points export %s --snapshot %s", as.Name, p.Snapshot)
+		case s.File != "":
+			view, err := journal.OpenBranch(as.ReplicaDir, p.Snapshot)
+			if err != nil {
+				return 0, err
+			}
+			return s.Sequence, view.Close()
 		}
 		for disk, path := range s.Files {
 			if _, err := os.Stat(path); err != nil {
@@ -158,7 +172,6 @@ func (v *vm) nextRun(ctx context.Context, t *task, p agentapi.ChangePointParams)
 		if ok {
 			x.Snapshots = append(without(x.Snapshots, kept.Name), kept)
 		}
-		x.Snapshots = without(x.Snapshots, c.Snapshot) // it is what runs now
 		x.Run, x.Change, x.Epoch = next, nil, c.Epoch
 	})
 }

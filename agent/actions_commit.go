@@ -39,8 +39,15 @@ func (a *Agent) fold(ctx context.Context, t *task, v *vm, req agentapi.Task, _ s
 	if err != nil {
 		return nil, err
 	}
-	if err := v.fixAbandoned(replica, run); err != nil {
-		return nil, err
+	if run.Snapshot != "" {
+		if err := replica.CheckFoldBranch(run.Snapshot, run.Pin); err != nil {
+			return nil, err
+		}
+	}
+	if run.Abandoned == nil {
+		if err := v.fixAbandoned(replica, run); err != nil {
+			return nil, err
+		}
 	}
 	t.Report("folding points into the base", nil)
 	var bytes int64
@@ -49,8 +56,19 @@ func (a *Agent) fold(ctx context.Context, t *task, v *vm, req agentapi.Task, _ s
 			bytes += p.ChangedBytes
 		}
 	}
-	if err := replica.Fold(ctx, run.Sequence, v.openFoldWriter); err != nil {
-		return nil, err
+	if replica.Manifest().FoldedBranch == "" { // else it was done before a restart
+		if err := replica.Fold(ctx, run.Sequence, v.openFoldWriter); err != nil {
+			return nil, err
+		}
+	}
+	if run.Snapshot != "" {
+		t.Report("folding the snapshot into the base", nil)
+		if err := replica.FoldBranch(ctx, run.Snapshot, v.openFoldWriter, run.Pin); err != nil {
+			return nil, err
+		}
+		if s, ok := v.assignment().snapshot(run.Snapshot); ok {
+			bytes += s.ChangedBytes
+		}
 	}
 	taskLine(req, killpoint.Within)
 	return agentapi.FoldResult{Bytes: bytes}, v.changeRun(func(r *Run) { r.Folded = true })
@@ -348,12 +366,18 @@ func (a *Agent) settle(ctx context.Context, _ *task, v *vm, req agentapi.Task, _
 			return nil, err
 		}
 	}
+	if run.Snapshot != "" && as.Kept != nil { // else it goes with the journal
+		if err := v.dropBranch(run.Snapshot); err != nil {
+			return nil, err
+		}
+	}
 	r.AbandonedBytes = 0
 	for _, s := range run.Abandoned {
 		r.AbandonedBytes += s.Bytes()
 	}
 	err = v.change(func(x *Assignment) {
 		x.MustSend, x.Run, x.ReplicaDir, x.Session, x.Rest = run.Abandoned, nil, "", "", nil
+		x.Snapshots = without(x.Snapshots, run.Snapshot) // it is in the disks now
 	})
 	if err != nil {
 		return nil, err

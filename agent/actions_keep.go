@@ -71,6 +71,9 @@ func (a *Agent) keepPoints(ctx context.Context, t *task, v *vm, req agentapi.Tas
 		return nil, err
 	}
 	r := agentapi.KeepPointsResult{Bytes: wholeBytes(as.Disks, replica.Points(), run.Sequence)}
+	if s, ok := as.snapshot(run.Snapshot); ok {
+		r.Bytes += s.ChangedBytes
+	}
 	if p.DryRun {
 		for _, d := range as.Disks {
 			if free, _ := freeBytes(filepath.Dir(d.Path)); r.Bytes+a.cfg.StorageReserveBytes > free {
@@ -124,7 +127,7 @@ func (v *vm) settled(as Assignment) error {
 		return switchback.Errorf(switchback.CodeRefused, "a change of the point of %s is under way", as.Name).WithHint("let it end, or retry it")
 	}
 	for _, s := range as.Snapshots {
-		if !s.SelfContained {
+		if s.Dir == "" && !as.inUse(s.Name) {
 			return switchback.Errorf(switchback.CodeRefused, "snapshot %s needs point %d, which the commit takes away", s.Name, s.Sequence).WithHint("drop it, or make it self-contained")
 		}
 	}

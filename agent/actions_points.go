@@ -30,10 +30,14 @@ func (a *Agent) pointActions() map[string]action {
 		agentapi.ActionExportPoint:    onReplica(a, a.exportPoint),
 		agentapi.ActionFindDamage:     onReplica(a, a.findDamage),
 		agentapi.ActionMend:           onVM(a, a.mend, agentapi.RoleTarget),
-		agentapi.ActionResend:         onVM(a, a.resend, agentapi.RoleSource),
 		agentapi.ActionKeptDefinition: onReplica(a, a.keptDefinition),
-		agentapi.ActionHashRest:       handle(a.hashRest),
-		agentapi.ActionHashPoint:      onReplica(a, a.hashPoint),
+
+		agentapi.ActionExportSnapshot: onSnapshot(a, func(p agentapi.ExportParams) string { return p.Snapshot }, a.exportSnapshot),
+		agentapi.ActionCheckSnapshot:  onSnapshot(a, func(p agentapi.CheckReplicaParams) string { return p.Snapshot }, a.checkSnapshot),
+
+		agentapi.ActionResend:    onVM(a, a.resend, agentapi.RoleSource),
+		agentapi.ActionHashRest:  handle(a.hashRest),
+		agentapi.ActionHashPoint: onReplica(a, a.hashPoint),
 	}
 }
 
@@ -176,6 +180,12 @@ func mayDelete(x switchback.MarkedPoint, pins []journal.Pin, vm string) error {
 
 const exportPin = "export-"
 
+// exportPinOf is the name of the pin of a task that reads a point.
+func exportPinOf(req agentapi.Task) string {
+	key := sha256.Sum256([]byte(req.Key))
+	return exportPin + hex.EncodeToString(key[:8])
+}
+
 // dropExportPins removes the pins of exports that ended with an earlier
 // process; one that goes on pins its point again.
 func dropExportPins(replica *journal.Replica) error {
@@ -194,8 +204,7 @@ func (a *Agent) exportPoint(ctx context.Context, t *task, v *vm, replica *journa
 	if err != nil {
 		return nil, err
 	}
-	key := sha256.Sum256([]byte(req.Key))
-	pin := exportPin + hex.EncodeToString(key[:8])
+	pin := exportPinOf(req)
 	if err := replica.Pin(pin, p.Sequence, map[string]string{"for": "an export to " + p.To}); err != nil {
 		return nil, err
 	}

@@ -126,8 +126,10 @@ func (a *Agent) release(ctx context.Context, _ *task, req agentapi.Task, p agent
 		}
 	}
 	for _, s := range as.Snapshots {
-		if err := remove(snapshotDir(as, s.Name)); err != nil {
-			return nil, err
+		for _, dir := range []string{snapshotDir(as, s.Name), writesDir(as, s.Name)} {
+			if err := remove(dir); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if (as.Role == agentapi.RoleFenced || as.Role == agentapi.RoleTarget) && defined {

@@ -17,6 +17,7 @@ import (
 	"github.com/switchback-dr/switchback/hypervisor"
 	"github.com/switchback-dr/switchback/internal/durable"
 	"github.com/switchback-dr/switchback/internal/killpoint"
+	"github.com/switchback-dr/switchback/journal"
 	"github.com/switchback-dr/switchback/qemu"
 )
 
@@ -103,9 +104,9 @@ func (a *Agent) launch(ctx context.Context, t *task, v *vm, definition string, n
 			return r, err
 		}
 	}
-	written := map[string]extent.Set{} // by earlier runs, on the same images
+	written := map[string]extent.Set{} // by earlier runs, below the overlays
 	if run.Snapshot != "" && !run.Started {
-		if err := takeUpSnapshot(ctx, as, run); err != nil {
+		if written, err = journal.BranchChanged(as.ReplicaDir, run.Snapshot); err != nil {
 			return r, err
 		}
 	}
@@ -113,14 +114,7 @@ func (a *Agent) launch(ctx context.Context, t *task, v *vm, definition string, n
 	for _, d := range as.Disks {
 		path := run.Overlays[d.Name]
 		backing := backingURI(d.Name, run.Socket)
-		if !run.Started && run.Snapshot != "" {
-			if err := qemu.Rebase(ctx, path, backing, "raw"); err != nil {
-				return r, err
-			}
-			if written[d.Name], err = qemu.Allocated(ctx, path); err != nil {
-				return r, err
-			}
-		} else if !run.Started {
+		if !run.Started {
 			os.Remove(path)
 			if err := qemu.Create(ctx, path, qemu.CreateOptions{Format: "qcow2", SizeBytes: d.SizeBytes, Backing: backing, BackingFormat: "raw"}); err != nil {
 				return r, err
@@ -202,18 +196,21 @@ func (v *vm) ensureView(ctx context.Context) error {
 	if as.Run == nil || as.Run.Viewless || as.Change != nil {
 		return nil
 	}
-	return v.serveView(ctx, as.Run.Sequence, as.Run.Socket, "switchback-view-"+string(as.Protection))
+	return v.serveView(ctx, as.Run.Sequence, as.Run.Snapshot, as.Run.Socket, "switchback-view-"+string(as.Protection))
 }
 
-// serveView serves the view of a point of the VM's replica on a socket, unless
-// it is served already. name is of the process's unit and log.
-func (v *vm) serveView(ctx context.Context, point switchback.Sequence, socket, name string) error {
+// serveView serves the view of a point of the VM's replica, or of a snapshot
+// that left it, on a socket, unless it is served already. name is of the process's unit and log.
+func (v *vm) serveView(ctx context.Context, point switchback.Sequence, snapshot, socket, name string) error {
 	if c, err := net.Dial("unix", socket); err == nil {
 		return c.Close()
 	}
 	os.Remove(socket)
 	args := []string{v.agent.cfg.Executable, "export", "--replica", v.assignment().ReplicaDir, "--point", fmt.Sprint(point), "--socket", socket,
 		"--pid-file", socket + ".pid"}
+	if snapshot != "" {
+		args = append(args, "--snapshot", snapshot)
+	}
 	if _, err := os.Stat("/run/systemd/system"); err == nil {
 		// A scope of its own: stopping the agent's unit must not take the view away.
 		args = append([]string{"systemd-run", "--scope", "--quiet", "--collect", "--unit", name}, args...)
@@ -416,5 +413,6 @@ func (a *Agent) abandon(ctx context.Context, t *task, v *vm, req agentapi.Task, 
 	if err := replica.SetRetentionFrozen(false); err != nil {
 		return nil, err
 	}
+	v.branchLater()
 	return nil, v.change(func(x *Assignment) { x.Role, x.Epoch, x.Run, x.Change = agentapi.RoleTarget, req.Epoch, nil, nil })
 }

@@ -78,7 +78,7 @@ type Run struct {
 	Definition string    `json:"definition,omitempty"`
 	SetAside   string    `json:"set_aside,omitempty"`
 	OffAt      time.Time `json:"off_at,omitzero"`
-	// Snapshot names the kept writes that the run goes on with. What they had
+	// Snapshot names the kept writes that the run goes on from. What they had
 	// changed is Written: the run's checkpoint does not know of it.
 	Snapshot string                `json:"snapshot,omitempty"`
 	Written  map[string]extent.Set `json:"written,omitempty"`

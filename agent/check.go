@@ -88,6 +88,10 @@ func (v *vm) checkStatus(r *journal.Replica, a Assignment) (*agentapi.CheckStatu
 	if n := len(st.Last.Damage) - 1; n > 0 {
 		cause += fmt.Sprintf(", and %d more damages", n)
 	}
+	if d.Branch != "" {
+		return st, []switchback.Condition{{Name: "replica-damaged", Severity: switchback.SeverityCritical, Cause: cause, Since: st.Last.At,
+			Remedy: fmt.Sprintf("no point is affected; drop the snapshot: switchback vm snapshot drop %s %s", a.Name, d.Branch)}}
+	}
 	return st, []switchback.Condition{{Name: "replica-damaged", Severity: switchback.SeverityCritical, Cause: cause, Since: st.Last.At,
 		Remedy: fmt.Sprintf("switchback points repair %s: the source sends these ranges again, newer points are whole then, and older ones where it still has the content; choose a point that is not affected until then", a.Name)}}
 }

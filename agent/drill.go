@@ -121,7 +121,7 @@ func (a *Agent) drillOpen(ctx context.Context, t *task, v *vm, req agentapi.Task
 }
 
 func (v *vm) serveDrill(ctx context.Context, d Drill) error {
-	return v.serveView(ctx, d.Sequence, d.Socket, d.unit())
+	return v.serveView(ctx, d.Sequence, "", d.Socket, d.unit())
 }
 
 // drillStart runs the copy. A drill that was cleared meanwhile is not begun again.

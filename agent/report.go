@@ -83,7 +83,7 @@ func (v *vm) status() agentapi.VMStatus {
 		_, derr := journal.ReadDefinition(a.ReplicaDir)
 		r.Described = derr == nil
 		points = replica.Points()
-		r.JournalBytes = replica.JournalBytes()
+		r.JournalBytes, r.SnapshotBytes = replica.JournalBytes(), replica.BranchBytes()
 		r.Encrypted, r.Offloaded, r.Objects = replica.StorageStatus()
 		if a.Role == agentapi.RoleTarget {
 			st.Conditions = append(st.Conditions, retained...)

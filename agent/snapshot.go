@@ -18,9 +18,9 @@ import (
 	"github.com/switchback-dr/switchback/qemu"
 )
 
-// Snapshot is what a run that was abandoned wrote: images that hold the written
-// clusters and nothing else, each to be laid over the view of the parent point;
-// or, once made self-contained, whole disks. Files stand beside the replica.
+// Snapshot is what a run that was abandoned wrote. At first it is the run's
+// overlays, set aside; then a branch of the journal, which takes them in; and,
+// once made self-contained, a replica of its own that holds nothing else.
 type Snapshot struct {
 	Name string `json:"name"`
 	// Sequence and PointTime are the parent point's; Epoch is the run's.
@@ -28,12 +28,23 @@ type Snapshot struct {
 	PointTime time.Time           `json:"point_time,omitzero"`
 	Epoch     switchback.Epoch    `json:"epoch"`
 	// Pin keeps the parent point; empty once the snapshot needs it no more.
-	Pin   string            `json:"pin,omitempty"`
-	Files map[string]string `json:"files"` // by disk
+	Pin string `json:"pin,omitempty"`
+	// Files are the overlays, by disk, until there is a branch; they hold the
+	// written clusters and nothing else, over the snapshot Over where the run went on from one.
+	Files map[string]string `json:"files,omitempty"`
+	Over  string            `json:"over,omitempty"`
+	// File is the branch's segment, of Bytes, which holds ChangedBytes of the disks.
+	File         string `json:"file,omitempty"`
+	Bytes        int64  `json:"bytes,omitempty"`
+	ChangedBytes int64  `json:"changed_bytes,omitempty"`
+	// Dir is its own replica, once it is self-contained.
+	Dir string `json:"dir,omitempty"`
 	// Time is when it was set aside.
-	Time          time.Time `json:"time"`
-	SelfContained bool      `json:"self_contained,omitempty"`
+	Time time.Time `json:"time"`
 }
+
+// snapshotPin is the name of the pin of a snapshot's parent point.
+func snapshotPin(name string) string { return "snapshot-" + name }
 
 // runPin is the name of a run's pin.
 func runPin(epoch switchback.Epoch) string { return fmt.Sprintf("run-%d", epoch) }
@@ -57,7 +68,10 @@ func (v *vm) tidyPins() error {
 		keep[s.Pin] = true
 	}
 	for _, p := range replica.Pins() {
-		if ours := strings.HasPrefix(p.Name, "run-") || strings.HasPrefix(p.Name, "snapshot-"); ours && !keep[p.Name] {
+		if ours := strings.HasPrefix(p.Name, "run-") || strings.HasPrefix(p.Name, snapshotPin("")); ours && !keep[p.Name] {
+			if err := replica.DropBranch(strings.TrimPrefix(p.Name, snapshotPin(""))); err != nil {
+				return err
+			}
 			if err := replica.Unpin(p.Name); err != nil {
 				return err
 			}
@@ -80,14 +94,23 @@ func without(list []Snapshot, name string) []Snapshot {
 	return slices.DeleteFunc(slices.Clone(list), func(s Snapshot) bool { return s.Name == name })
 }
 
+// snapshotDir is the replica of a self-contained snapshot, and writesDir where
+// the overlays of one stand that is no branch yet.
 func snapshotDir(as Assignment, name string) string { return filepath.Join(as.Dir, "snapshots", name) }
+func writesDir(as Assignment, name string) string   { return snapshotDir(as, name) + ".writes" }
+
+// inUse reports whether the run, or the one to come, goes on from the snapshot.
+func (a Assignment) inUse(name string) bool {
+	return a.Run != nil && a.Run.Snapshot == name || a.Change != nil && a.Change.Snapshot == name
+}
 
 // setAside turns the images of a run whose guest is off into a snapshot whose
 // parent point is pinned. The caller makes the record durable, together with
 // the end of the run; until then all of it may be repeated. A run whose guest
-// never ran leaves nothing (ok is false), or the snapshot that it was to run on.
+// never ran leaves nothing: ok is false. Nothing is copied: that follows in the
+// background (branchLater), once nobody waits.
 func (v *vm) setAside(ctx context.Context, as Assignment, run *Run) (s Snapshot, ok bool, err error) {
-	if !run.Started && run.Snapshot == "" {
+	if !run.Started {
 		for _, path := range run.Overlays {
 			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return s, false, err
@@ -96,10 +119,7 @@ func (v *vm) setAside(ctx context.Context, as Assignment, run *Run) (s Snapshot,
 		return s, false, nil
 	}
 	name := fmt.Sprintf("epoch-%d-from-point-%d", run.Epoch, run.Sequence)
-	if !run.Started {
-		name = run.Snapshot
-	}
-	s = Snapshot{Name: name, Sequence: run.Sequence, Epoch: run.Epoch, Pin: "snapshot-" + name, Files: map[string]string{}, Time: time.Now()}
+	s = Snapshot{Name: name, Sequence: run.Sequence, Epoch: run.Epoch, Pin: snapshotPin(name), Over: run.Snapshot, Files: map[string]string{}, Time: time.Now()}
 	replica, err := v.openReplica()
 	if err != nil {
 		return s, false, err
@@ -112,7 +132,7 @@ func (v *vm) setAside(ctx context.Context, as Assignment, run *Run) (s Snapshot,
 	if err := replica.Pin(s.Pin, s.Sequence, map[string]string{"vm": as.Name, "for": "snapshot " + name}); err != nil {
 		return s, false, err
 	}
-	dir := snapshotDir(as, name)
+	dir := writesDir(as, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return s, false, err
 	}
@@ -135,158 +155,76 @@ func (v *vm) setAside(ctx context.Context, as Assignment, run *Run) (s Snapshot,
 	return s, true, errors.Join(durable.SyncDir(dir), durable.SyncDir(filepath.Dir(dir)), durable.SyncDir(as.Dir))
 }
 
-// takeUpSnapshot moves the images of the snapshot that a run is to go on with
-// into the run's place, without bitmaps of their former life.
-func takeUpSnapshot(ctx context.Context, as Assignment, run *Run) error {
-	for _, d := range as.Disks {
-		from, to := filepath.Join(snapshotDir(as, run.Snapshot), d.Name+".qcow2"), run.Overlays[d.Name]
-		if _, err := os.Stat(from); err == nil {
-			if err := os.Rename(from, to); err != nil {
-				return err
-			}
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		if err := removeBitmaps(ctx, to); err != nil {
-			return err
-		}
-	}
-	return errors.Join(os.RemoveAll(snapshotDir(as, run.Snapshot)), durable.SyncDir(as.Dir))
-}
-
 // dropSnapshot deletes one snapshot. Done before is no error.
-func (a *Agent) dropSnapshot(_ context.Context, _ *task, v *vm, _ agentapi.Task, p agentapi.DropSnapshotParams) (any, error) {
-	return agentapi.DropSnapshotResult{}, v.removeSnapshot(p.Name)
+func (a *Agent) dropSnapshot(ctx context.Context, _ *task, v *vm, _ agentapi.Task, p agentapi.DropSnapshotParams) (any, error) {
+	return agentapi.DropSnapshotResult{}, v.removeSnapshot(ctx, p.Name)
 }
 
-// removeSnapshot removes the files first: the record stays until nothing is left.
-func (v *vm) removeSnapshot(name string) error {
+// removeSnapshot removes the data first: the record stays until nothing is left.
+func (v *vm) removeSnapshot(ctx context.Context, name string) error {
+	v.stopBranching()
+	defer v.branchLater()
+	v.branching.Lock()
+	defer v.branching.Unlock()
 	as := v.assignment()
 	s, ok := as.snapshot(name)
 	if !ok {
 		return nil
 	}
-	if err := os.RemoveAll(snapshotDir(as, name)); err != nil {
-		return err
+	if as.inUse(name) {
+		return switchback.Errorf(switchback.CodeRefused, "%s runs from snapshot %s", as.Name, name).WithHint("change to another point first; a commit takes the snapshot in, and nothing of it is left")
 	}
-	if err := v.unpin(s.Pin); err != nil {
-		return err
+	for _, other := range as.Snapshots {
+		if other.Over == name && len(other.Files) > 0 { // its overlays stand on this one
+			if err := v.branch(ctx, other, nil); err != nil {
+				return err
+			}
+		}
+	}
+	if s.Dir == "" {
+		if err := v.dropBranch(name); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{writesDir(as, name), snapshotDir(as, name)} {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
 	}
 	return v.change(func(x *Assignment) { x.Snapshots = without(x.Snapshots, name) })
 }
 
-// unpin removes a pin from the replica, if one is kept here.
-func (v *vm) unpin(pin string) error {
-	if pin == "" || v.assignment().ReplicaDir == "" {
-		return nil
-	}
-	replica, err := v.openReplica()
-	if err != nil {
-		return err
-	}
-	return replica.Unpin(pin)
-}
-
 // settleSnapshots readies the snapshots for a commit, which deletes the points
-// that they stand on: each is made self-contained, or dropped.
+// that they stand on: each is made self-contained, or dropped. The one that the
+// VM runs from goes into its disks.
 func (a *Agent) settleSnapshots(ctx context.Context, t *task, v *vm, _ agentapi.Task, p agentapi.SettleSnapshotsParams) (any, error) {
 	var r agentapi.SettleSnapshotsResult
-	for _, s := range v.assignment().Snapshots {
-		if s.SelfContained {
-			r.Kept = append(r.Kept, s.Name)
-			continue
+	if p.Keep {
+		t.Report("moving snapshots into the journal", nil)
+		if err := v.keepBranches(ctx, nil); err != nil {
+			return nil, err
 		}
-		if !p.Keep {
-			if err := v.removeSnapshot(s.Name); err != nil {
+	}
+	list := slices.Clone(v.assignment().Snapshots)
+	slices.SortStableFunc(list, func(a, b Snapshot) int { return len(b.Files) - len(a.Files) }) // what stands on another goes first
+	for _, s := range list {
+		switch {
+		case v.assignment().inUse(s.Name):
+		case s.Dir != "" || p.Keep:
+			t.Report("making snapshot "+s.Name+" self-contained", nil)
+			n, err := v.makeWhole(ctx, t, s)
+			if err != nil {
+				return nil, fmt.Errorf("snapshot %s: %w", s.Name, err)
+			}
+			r.Kept, r.Bytes = append(r.Kept, s.Name), r.Bytes+n
+		default:
+			if err := v.removeSnapshot(ctx, s.Name); err != nil {
 				return nil, err
 			}
 			r.Dropped = append(r.Dropped, s.Name)
-			continue
 		}
-		t.Report("making snapshot "+s.Name+" self-contained", nil)
-		n, err := v.makeWhole(ctx, s)
-		if err != nil {
-			return nil, fmt.Errorf("snapshot %s: %w", s.Name, err)
-		}
-		r.Kept, r.Bytes = append(r.Kept, s.Name), r.Bytes+n
 	}
 	return r, nil
-}
-
-// makeWhole gives a snapshot the content that it has read from its parent
-// point so far. Each disk becomes a new image, which counts once it has its name.
-func (v *vm) makeWhole(ctx context.Context, s Snapshot) (int64, error) {
-	as := v.assignment()
-	socket := filepath.Join(v.agent.cfg.RunDir, string(as.Protection)+".keep")
-	whole := map[string]string{}
-	var bytes int64
-	served := false
-	defer func() {
-		if served {
-			if err := stopExport(socket); err != nil {
-				v.agent.log.Error("a view is still served", "socket", socket, "error", err)
-			}
-		}
-	}()
-	for _, d := range as.Disks {
-		out := filepath.Join(snapshotDir(as, s.Name), d.Name+".whole.qcow2")
-		whole[d.Name] = out
-		if _, err := os.Stat(out); err == nil {
-			continue // before a restart
-		}
-		if !served {
-			if err := stopExport(socket); err != nil { // of an earlier run of the agent
-				return 0, err
-			}
-			if err := v.serveView(ctx, s.Sequence, socket, "switchback-keep-"+string(v.assignment().Protection)); err != nil {
-				return 0, err
-			}
-			served = true
-		}
-		tmp := out + ".tmp"
-		if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return 0, err
-		}
-		if err := qemu.Rebase(ctx, s.Files[d.Name], backingURI(d.Name, socket), "raw"); err != nil {
-			return 0, err
-		}
-		if err := qemu.Convert(ctx, qemu.Image{Path: s.Files[d.Name], Format: "qcow2"}, qemu.Image{Path: tmp, Format: "qcow2"}, qemu.ConvertOptions{}); err != nil {
-			return 0, err
-		}
-		if err := syncFile(tmp); err != nil {
-			return 0, err
-		}
-		if err := os.Rename(tmp, out); err != nil {
-			return 0, err
-		}
-		if err := durable.SyncDir(filepath.Dir(out)); err != nil {
-			return 0, err
-		}
-	}
-	for _, path := range whole {
-		bytes += occupied(path)
-	}
-	if err := v.unpin(s.Pin); err != nil {
-		return 0, err
-	}
-	err := v.change(func(x *Assignment) {
-		list := slices.Clone(x.Snapshots)
-		for i := range list {
-			if list[i].Name == s.Name {
-				list[i].Files, list[i].Pin, list[i].SelfContained = whole, "", true
-			}
-		}
-		x.Snapshots = list
-	})
-	if err != nil {
-		return 0, err
-	}
-	for _, old := range s.Files {
-		if err := os.Remove(old); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return 0, err
-		}
-	}
-	return bytes, nil
 }
 
 func syncFile(path string) error {
@@ -314,16 +252,24 @@ func occupied(path string) int64 {
 func (a Assignment) snapshots(points []switchback.Point) []agentapi.Snapshot {
 	var list []agentapi.Snapshot
 	for _, s := range a.Snapshots {
-		r := agentapi.Snapshot{Name: s.Name, Point: s.Sequence, PointTime: s.PointTime, Epoch: s.Epoch, Pin: s.Pin, SelfContained: s.SelfContained, Time: s.Time}
+		r := agentapi.Snapshot{Name: s.Name, Point: s.Sequence, PointTime: s.PointTime, Epoch: s.Epoch, Pin: s.Pin, SelfContained: s.Dir != "", Time: s.Time,
+			Pending: len(s.Files) > 0, InUse: a.inUse(s.Name), Over: s.Over, Dir: s.Dir, SizeBytes: s.Bytes, ChangedBytes: s.ChangedBytes}
 		for _, d := range a.Disks {
 			if path, ok := s.Files[d.Name]; ok {
 				r.Files = append(r.Files, path)
 				r.SizeBytes += occupied(path)
+				r.ChangedBytes = r.SizeBytes
 			}
 		}
+		if s.File != "" {
+			r.Files = []string{s.File}
+		}
+		if r.Dir == "" {
+			r.Dir = a.ReplicaDir
+		}
 		r.WholeBytes = r.SizeBytes
-		if !s.SelfContained {
-			r.WholeBytes += wholeBytes(a.Disks, points, s.Sequence)
+		if s.Dir == "" {
+			r.WholeBytes = r.ChangedBytes + wholeBytes(a.Disks, points, s.Sequence)
 		}
 		list = append(list, r)
 	}

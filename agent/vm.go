@@ -39,6 +39,11 @@ type vm struct {
 	// folded is closed when the retention that runs in the background has ended; nil when none runs.
 	folded   chan struct{}
 	stopFold context.CancelFunc
+	// branched and stopBranch are the same of moving snapshots into the journal,
+	// which branching serialises.
+	branched   chan struct{}
+	stopBranch context.CancelFunc
+	branching  sync.Mutex
 	// seeding serialises opening the bases.
 	seeding sync.Mutex
 	checks  checks
@@ -112,6 +117,7 @@ func (v *vm) openReplica() (*journal.Replica, error) {
 
 func (v *vm) closeReplica() {
 	v.stopFolding()
+	v.stopBranching()
 	v.stopCheck()
 	v.closeBases()
 	v.mu.Lock()
@@ -222,6 +228,7 @@ func (v *vm) takeUp(ctx context.Context) {
 func (v *vm) takeUpOnce(ctx context.Context) error {
 	v.act.Lock()
 	defer v.act.Unlock()
+	v.rewrapSnapshots()
 	switch v.assignment().Role {
 	case agentapi.RoleSource:
 		a := v.assignment()
@@ -231,6 +238,7 @@ func (v *vm) takeUpOnce(ctx context.Context) error {
 		return v.startEngine(v.agent.tasks.ctx)
 	case agentapi.RoleTarget:
 		_, err := v.openReplica()
+		v.branchLater()
 		return err
 	case agentapi.RoleActive:
 		if err := v.ensureView(ctx); err != nil {
@@ -238,6 +246,7 @@ func (v *vm) takeUpOnce(ctx context.Context) error {
 		}
 		if run := v.assignment().Run; run != nil && run.Started && !run.Viewless {
 			v.agent.tasks.wg.Go(func() { v.superviseView(v.agent.tasks.ctx, run.Epoch) })
+			v.branchLater()
 		}
 		return nil
 	case agentapi.RoleFenced:

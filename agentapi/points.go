@@ -20,10 +20,13 @@ const (
 	ActionDeletePoint  = "delete-point"  // target: one point
 	ActionCheckReplica = "check-replica" // keeper: read everything, or a point, and compare checksums
 	ActionExportPoint  = "export-point"  // keeper: copy a point out
-	ActionFindDamage   = "find-damage"   // target: what the source should send again
-	ActionResend       = "resend"        // source: ranges that the next point carries in any case
-	ActionHashRest     = "hash-rest"     // old side of a switch: hash tree of the disks at rest
-	ActionHashPoint    = "hash-point"    // new side: hash tree of a point
+	// Any agent that keeps the snapshot which the parameters name.
+	ActionExportSnapshot = "export-snapshot"
+	ActionCheckSnapshot  = "check-snapshot"
+	ActionFindDamage     = "find-damage" // target: what the source should send again
+	ActionResend         = "resend"      // source: ranges that the next point carries in any case
+	ActionHashRest       = "hash-rest"   // old side of a switch: hash tree of the disks at rest
+	ActionHashPoint      = "hash-point"  // new side: hash tree of a point
 )
 
 // MarkParams change the mark of a point; nil leaves a part as it is.
@@ -49,6 +52,8 @@ type DeletePointParams struct {
 type CheckReplicaParams struct {
 	// Sequence is one point; 0 means everything.
 	Sequence switchback.Sequence `json:"sequence,omitempty"`
+	// Snapshot is checked instead, by ActionCheckSnapshot.
+	Snapshot string `json:"snapshot,omitempty"`
 	// BytesPerSecond bounds the reading; 0 means not.
 	BytesPerSecond int64 `json:"bytes_per_second,omitempty"`
 }
@@ -76,9 +81,11 @@ type CheckStatus struct {
 	Next time.Time `json:"next,omitzero"`
 }
 
-// ExportParams copy a point out, to a path on the agent's host.
+// ExportParams copy a point out, to a path on the agent's host; or Snapshot, by
+// ActionExportSnapshot.
 type ExportParams struct {
 	Sequence   switchback.Sequence `json:"sequence"`
+	Snapshot   string              `json:"snapshot,omitempty"`
 	Format     string              `json:"format"` // raw, qcow2 or dir
 	To         string              `json:"to"`
 	Definition string              `json:"definition,omitempty"`

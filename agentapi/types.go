@@ -105,7 +105,9 @@ type ReplicaStatus struct {
 	Oldest       *switchback.Point `json:"oldest,omitempty"`
 	Newest       *switchback.Point `json:"newest,omitempty"`
 	JournalBytes int64             `json:"journal_bytes"`
-	FreeBytes    int64             `json:"free_bytes"`
+	// SnapshotBytes is what kept writes of abandoned runs take in the journal beside its points.
+	SnapshotBytes int64 `json:"snapshot_bytes,omitempty"`
+	FreeBytes     int64 `json:"free_bytes"`
 	// Described: the VM's definition is kept with it.
 	Described bool `json:"described,omitempty"`
 	// Encrypted: new points are encrypted where they are kept.
@@ -132,14 +134,23 @@ type Snapshot struct {
 	PointTime time.Time           `json:"point_time,omitzero"`
 	Epoch     switchback.Epoch    `json:"epoch"`
 	Pin       string              `json:"pin,omitempty"`
-	// SelfContained: the files are whole disks and need no point.
-	SelfContained bool     `json:"self_contained"`
-	Files         []string `json:"files"`
-	// SizeBytes is what the files occupy; WholeBytes is what they would at most
-	// if they were self-contained.
-	SizeBytes  int64     `json:"size_bytes"`
-	WholeBytes int64     `json:"whole_bytes"`
-	Time       time.Time `json:"time"`
+	// SelfContained: it holds whole disks and needs no point.
+	SelfContained bool `json:"self_contained"`
+	// Pending: the files are the run's overlays still, on the snapshot Over where
+	// it names one; they are being moved into the journal.
+	Pending bool   `json:"pending,omitempty"`
+	Over    string `json:"over,omitempty"`
+	// InUse: the VM runs from it.
+	InUse bool `json:"in_use,omitempty"`
+	// Dir is the replica that holds it, for 'switchback replica'; Files are its data.
+	Dir   string   `json:"dir,omitempty"`
+	Files []string `json:"files"`
+	// SizeBytes is what the files occupy, ChangedBytes what they hold of the
+	// disks; WholeBytes is what it would at most if it were self-contained.
+	SizeBytes    int64     `json:"size_bytes"`
+	ChangedBytes int64     `json:"changed_bytes,omitempty"`
+	WholeBytes   int64     `json:"whole_bytes"`
+	Time         time.Time `json:"time"`
 }
 
 // AgentStatus is what an agent reports to the server.

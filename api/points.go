@@ -24,6 +24,8 @@ type PointsRequest struct {
 	// export: "raw", "qcow2" or "dir", to an absolute path on the host of the agent that keeps the points
 	Format string `json:"format,omitempty"`
 	To     string `json:"to,omitempty"`
+	// export, verify: of this snapshot, instead of a point
+	Snapshot string `json:"snapshot,omitempty"`
 	// verify: bounds the reading; 0 means not
 	BytesPerSecond int64 `json:"bytes_per_second,omitempty"`
 	// repair: also delete points that cannot be opened any more

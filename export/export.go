@@ -1,4 +1,4 @@
-// Package export copies a recovery point out of its replica, into forms that
+// Package export copies a recovery point, or a snapshot, out of its replica, into forms that
 // need nothing of Switchback: raw images, qcow2 images, or a directory that any
 // QEMU starts from.
 //
@@ -58,7 +58,9 @@ type Request struct {
 	// Replica is the replica's directory.
 	Replica string
 	Point   switchback.Sequence
-	Format  Format
+	// Snapshot is exported instead of a point where it names one.
+	Snapshot string
+	Format   Format
 	// To is an absolute path that does not exist: of the image for a VM of one
 	// disk, else (and always for Dir) of a directory that gets an image per disk.
 	To string
@@ -76,9 +78,11 @@ type Request struct {
 
 // Result is what was written.
 type Result struct {
-	Point switchback.Point `json:"point"`
-	Path  string           `json:"path"`
-	Files []string         `json:"files"`
+	// Point is the one exported, or the one that Snapshot has left.
+	Point    switchback.Point `json:"point"`
+	Snapshot string           `json:"snapshot,omitempty"`
+	Path     string           `json:"path"`
+	Files    []string         `json:"files"`
 	// Bytes is the content copied; SizeBytes that of the disks.
 	Bytes     int64 `json:"bytes"`
 	SizeBytes int64 `json:"size_bytes"`
@@ -107,11 +111,11 @@ type run struct {
 // Run exports. An error leaves nothing behind but, when this process dies, PATH.partial.
 func Run(ctx context.Context, req Request) (Result, error) {
 	began := time.Now()
-	res := Result{Path: req.To}
+	res := Result{Path: req.To, Snapshot: req.Snapshot}
 	if !filepath.IsAbs(req.To) {
 		return res, switchback.Errorf(switchback.CodeInvalid, "path %q is not absolute", req.To)
 	}
-	view, err := journal.OpenView(req.Replica, req.Point)
+	view, err := journal.OpenNamed(req.Replica, req.Point, req.Snapshot)
 	if err != nil {
 		return res, err
 	}

@@ -18,6 +18,9 @@ type CheckOptions struct {
 	// Point limits the report to damage that a reader of that point would meet,
 	// and the reading to what can cause it. 0 means the whole replica.
 	Point switchback.Sequence
+	// Branch limits it to damage that a reader of that branch would meet, and stands
+	// alone. Without both, branches are checked with all else.
+	Branch string
 	// BytesPerSecond bounds the reading; 0 means as fast as it goes.
 	BytesPerSecond int64
 	// State is where an interrupted check goes on; the zero value is the beginning.
@@ -31,7 +34,9 @@ type CheckOptions struct {
 // its owner makes it so.
 type CheckState struct {
 	// Segment is the newest segment that is done; Disk and Offset are how far the bases are.
+	// Branch is the last branch that is done.
 	Segment switchback.Sequence `json:"segment,omitempty"`
+	Branch  string              `json:"branch,omitempty"`
 	Disk    string              `json:"disk,omitempty"`
 	Offset  int64               `json:"offset,omitempty"`
 
@@ -39,6 +44,7 @@ type CheckState struct {
 	TotalBytes int64 `json:"total_bytes"`
 	// Segments and Points count what was looked at; BaseBytes is what of the bases was read.
 	Segments  int   `json:"segments"`
+	Branches  int   `json:"branches,omitempty"`
 	Points    int   `json:"points"`
 	BaseBytes int64 `json:"base_bytes"`
 	// UnprovenBytes is what of the bases could only be read: there was nothing
@@ -73,14 +79,19 @@ type checker struct {
 
 	manifest Manifest
 	segments []*segment // that can be opened, ascending, with their indexes
+	branches []*segment // by name
+	// limited: only what a reader of the point upTo reads, and the branch asked for.
+	limited bool
+	upTo    switchback.Sequence
 }
 
 func (c *checker) run(ctx context.Context) (CheckState, error) {
 	defer func() {
-		for _, s := range c.segments {
+		for _, s := range slices.Concat(c.segments, c.branches) {
 			s.close()
 		}
 	}()
+	c.limited, c.upTo = c.o.Point > 0, c.o.Point
 	var err error
 	if c.manifest, err = readManifest(c.dir); err != nil {
 		return c.st, c.document(manifestPath(c.dir), err)
@@ -95,14 +106,19 @@ func (c *checker) run(ctx context.Context) (CheckState, error) {
 			return c.st, err
 		}
 	}
-	if err := c.openAll(resumed); err != nil {
+	if err := c.openBranches(); err != nil {
 		return c.st, err
+	}
+	if c.manifest.noPoints() == nil {
+		if err := c.openAll(resumed); err != nil {
+			return c.st, err
+		}
 	}
 	if err := c.total(resumed); err != nil {
 		return c.st, err
 	}
 	for _, s := range c.segments {
-		if s.header.Sequence <= c.st.Segment || c.o.Point > 0 && s.header.Sequence > c.o.Point {
+		if s.header.Sequence <= c.st.Segment || c.limited && s.header.Sequence > c.upTo {
 			continue
 		}
 		if err := c.segment(ctx, s); err != nil {
@@ -112,11 +128,24 @@ func (c *checker) run(ctx context.Context) (CheckState, error) {
 		c.st.Segments++
 		c.tell()
 	}
+	for _, s := range c.branches {
+		if s.header.Branch.Name <= c.st.Branch {
+			continue
+		}
+		if err := c.segment(ctx, s); err != nil {
+			return c.st, err
+		}
+		c.st.Branch = s.header.Branch.Name
+		c.st.Branches++
+		c.tell()
+	}
 	if err := c.bases(ctx); err != nil {
 		return c.st, err
 	}
-	if p := c.o.Point; p > 0 {
-		c.st.Damage = slices.DeleteFunc(c.st.Damage, func(d Damage) bool { return !d.Affects(p) })
+	if c.limited {
+		c.st.Damage = slices.DeleteFunc(c.st.Damage, func(d Damage) bool {
+			return !d.Affects(c.upTo) && (d.Branch == "" || d.Branch != c.o.Branch)
+		})
 	}
 	c.st.DoneBytes = c.st.TotalBytes
 	c.tell()
@@ -196,6 +225,54 @@ func (c *checker) documents() error {
 	return nil
 }
 
+// openBranches opens the branches that are to be checked, and tells which cannot be.
+func (c *checker) openBranches() error {
+	if c.limited {
+		return nil
+	}
+	st, err := openStorage(c.dir, c.manifest.Protection)
+	if err != nil {
+		return err
+	}
+	names := []string{c.o.Branch}
+	if c.o.Branch == "" {
+		if names, err = listBranches(c.dir); err != nil {
+			return err
+		}
+	}
+	for _, name := range names {
+		s, err := st.openBranch(name)
+		if errors.Is(err, os.ErrNotExist) {
+			if c.o.Branch != "" {
+				return branchMissing(c.dir, name)
+			}
+			continue // dropped meanwhile
+		}
+		if err == nil {
+			if err = s.loadIndex(); err != nil {
+				s.close()
+			}
+		}
+		var d Damage
+		if errors.As(err, &d) {
+			c.found(d)
+			c.limited = c.limited || c.o.Branch != "" // of its parent nothing is known
+			continue
+		}
+		if err != nil {
+			return fault(err, "open branch %s", name)
+		}
+		c.branches = append(c.branches, s)
+		if c.o.Branch != "" {
+			c.limited = true
+			if c.upTo, _ = s.header.continues(); s.header.Branch.Whole {
+				c.upTo = 0
+			}
+		}
+	}
+	return nil
+}
+
 // openAll opens every segment that is there and tells which cannot be.
 func (c *checker) openAll(resumed bool) error {
 	files, err := openStorage(c.dir, c.manifest.Protection)
@@ -239,8 +316,8 @@ func (c *checker) openAll(resumed bool) error {
 	}
 	// What a reader needs beside whole files: that they are one chain. Ask for the newest.
 	newest := sequences[len(sequences)-1]
-	if c.o.Point > 0 {
-		newest = c.o.Point
+	if c.limited {
+		newest = c.upTo
 	}
 	if newest <= c.manifest.Base.Sequence {
 		return nil
@@ -255,7 +332,7 @@ func (c *checker) openAll(resumed bool) error {
 		c.found(d)
 		return nil
 	}
-	if switchback.CodeOf(err) == switchback.CodeNotFound && c.o.Point == 0 {
+	if switchback.CodeOf(err) == switchback.CodeNotFound && !c.limited {
 		return nil // folded or dropped meanwhile
 	}
 	return err
@@ -265,9 +342,12 @@ func (c *checker) openAll(resumed bool) error {
 func (c *checker) total(resumed bool) error {
 	c.st.TotalBytes = 0
 	for _, s := range c.segments {
-		if c.o.Point == 0 || s.header.Sequence <= c.o.Point {
+		if !c.limited || s.header.Sequence <= c.upTo {
 			c.st.TotalBytes += s.size
 		}
+	}
+	for _, s := range c.branches {
+		c.st.TotalBytes += s.size
 	}
 	for _, d := range c.manifest.Disks {
 		if !d.Absent {
@@ -291,7 +371,9 @@ func (c *checker) segment(ctx context.Context, s *segment) error {
 			if !errors.As(err, &d) {
 				return fault(err, "check segment %d", s.header.Sequence)
 			}
-			d.From, d.To = d.Segment, c.hidden(d.Disk, d.Ranges, d.Segment)
+			if d.Branch == "" {
+				d.From, d.To = d.Segment, c.hidden(d.Disk, d.Ranges, d.Segment)
+			}
 			ranges[d.Disk] = append(ranges[d.Disk], d.Ranges...)
 			c.found(d)
 		}
@@ -330,6 +412,8 @@ func (d Damage) Affects(p switchback.Sequence) bool { return p >= d.From && p <=
 // Points says in words which points the damage affects.
 func (d Damage) Points() string {
 	switch {
+	case d.Branch != "":
+		return "snapshot " + d.Branch
 	case d.To == 0:
 		return "no point"
 	case d.To == NewestPoint && d.From == 0:

@@ -28,6 +28,9 @@ const checkChunk = 4 << 20
 
 // bases checks the bases from where the state stands.
 func (c *checker) bases(ctx context.Context) error {
+	if c.manifest.FoldedBranch != "" { // they stand for nothing until that is complete
+		return nil
+	}
 	skip := c.st.Disk != ""
 	for _, d := range c.manifest.Disks {
 		if skip && d.Name != c.st.Disk {

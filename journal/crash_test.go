@@ -154,8 +154,8 @@ func (h *history) reopen(dir string, fs *recorder, what string) {
 	}
 }
 
-// TestCrash stops random histories of receive, fold, merge, drop, pins, marks and
-// retention before every operation on the file system, in each way a crash may
+// TestCrash stops random histories of receive, fold, merge, drop, pins, marks,
+// branches and retention before every operation on the file system, in each way a crash may
 // leave it, and looks whether everything acknowledged is there.
 func TestCrash(t *testing.T) {
 	if *crashMutants {
@@ -198,6 +198,9 @@ var mutants = []struct {
 	{"a received segment is renamed before it is synced", renamed(func(h *history, path string) bool { return isTemp(path) && !h.merging(path) }), false},
 	{"a merged segment is renamed before it is synced", renamed(func(h *history, path string) bool { return isTemp(path) && h.merging(path) }), false},
 	{"the manifest is renamed before it is synced", renamed(func(_ *history, path string) bool { return filepath.Base(path) == "manifest.json.tmp" }), false},
+	{"a branch is not synced", skipSync(func(_ *history, path string) bool { return isTempIn(path, branchDir) }), false},
+	{"a branch is renamed before it is synced", renamed(func(_ *history, path string) bool { return isTempIn(path, branchDir) }), false},
+	{"the directory of branches is not synced", skipSyncDir(branchDir), false},
 	{"fold, merge and drop past a pin or a lock", func(h *history) { h.w.blind = true }, false},
 	{"a merge removes the older segments before the newer is there", func(h *history) {
 		h.w.fs.early = func(to string) {
@@ -246,8 +249,10 @@ var mutants = []struct {
 	}, true},
 }
 
-func isTemp(path string) bool {
-	return filepath.Base(filepath.Dir(path)) == segmentDir && strings.HasSuffix(path, tempSuffix)
+func isTemp(path string) bool { return isTempIn(path, segmentDir) }
+
+func isTempIn(path, dir string) bool {
+	return filepath.Base(filepath.Dir(path)) == dir && strings.HasSuffix(path, tempSuffix)
 }
 
 // merging reports whether the temporary segment at path is to replace another.
@@ -255,6 +260,9 @@ func (h *history) merging(path string) bool { return h.w.fs.live[h.target(path)]
 
 // target is the name that the temporary file at path gets.
 func (h *history) target(path string) string {
+	if isTempIn(path, branchDir) {
+		return filepath.Join(filepath.Dir(path), path[len(filepath.Dir(path))+1:strings.LastIndex(path, "-")]+segmentSuffix)
+	}
 	if isTemp(path) {
 		number, _, _ := strings.Cut(filepath.Base(path), "-")
 		return filepath.Join(filepath.Dir(path), number+segmentSuffix)

@@ -31,6 +31,8 @@
 //	lock                        held with flock by the process that has it open
 //	segments/%016d.seg          one per point, named by its sequence
 //	segments/%016d-*.tmp        being received; removed at Open
+//	branches/NAME.seg           one per branch; see below
+//	branches/NAME-*.tmp         being written; removed at Open
 //	pins/NAME.json              one per pin
 //	marks.json                  what is said of points: tags, locks, proofs
 //	sums/DISK.sum               checksums of a base; see basesum.go
@@ -121,4 +123,26 @@
 // too, and continues what it continued before.
 // Files between "continues" and the segment itself are left by a crash and no
 // part of the chain.
+//
+// # A branch
+//
+// It holds what was written to a VM that ran from a point and left it, and reads as
+// that point overlaid by this segment. It has the same form, in branches/, under its
+// name, under which it is also sealed: "branch/NAME". Its header has one more member:
+//
+//	"branch": {
+//	  "name":   letters, digits, dots, dashes and underscores, as its file's
+//	  "pin":    the pin that keeps its parent; it is removed only after the branch
+//	  "whole":  true if all of every disk is in the segment, as in a fresh disk;
+//	            "parent" and "sequence" are of no account then
+//	}
+//
+// "sequence" is the parent point's plus 1 and "parent" the parent's digest, as in the
+// segment of the point that came after it, if one did; "time" is when the run ended.
+// A branch is no part of the chain: nothing follows it, and it is never sent.
+//
+// A manifest with "detached" is of a directory that holds nothing but a branch that
+// is whole: no bases, no points. One with "folded_branch" is of a replica whose
+// bases have begun to take in the branch of that name, in a commit: then only it
+// can be read, as the point that its parent was under what it holds.
 package journal

@@ -61,6 +61,8 @@ type Header struct {
 	// Merged is set in a segment that has taken in the points before it
 	// (Replica.Merge); such a segment is never sent.
 	Merged *Merged `json:"merged,omitempty"`
+	// Branch is set in a segment that is no point; see Branch.
+	Branch *Branch `json:"branch,omitempty"`
 	// Disks are all disks of the VM at the point; SegmentWriter.Data and Zero
 	// name them by their index here. A disk that the point before has and this
 	// one has not is gone; if its name comes back, it starts as zeros.
@@ -93,7 +95,7 @@ func (h *Header) continues() (switchback.Sequence, string) {
 
 // fresh reports whether nothing older counts for the disk called name.
 func (h *Header) fresh(name string) bool {
-	return h.Merged != nil && slices.Contains(h.Merged.Fresh, name)
+	return h.Branch != nil && h.Branch.Whole || h.Merged != nil && slices.Contains(h.Merged.Fresh, name)
 }
 
 // Point returns the recovery point that the segment with this header and
@@ -134,6 +136,9 @@ func (h Header) Validate() error {
 	}
 	if m := h.Merged; m != nil && (h.Seed || m.Digest == "" || m.Continues >= h.Sequence) {
 		return switchback.Errorf(switchback.CodeInvalid, "segment %d cannot be merged with what follows point %d", h.Sequence, m.Continues)
+	}
+	if b := h.Branch; b != nil && (h.Seed || h.Merged != nil || !pinName.MatchString(b.Name)) {
+		return switchback.Errorf(switchback.CodeInvalid, "segment %d cannot be branch %q", h.Sequence, b.Name)
 	}
 	return nil
 }

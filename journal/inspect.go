@@ -44,8 +44,10 @@ type Inspection struct {
 	Pins   []Pin                    `json:"pins,omitempty"`
 	// Damage is what was met; Check finds more.
 	Damage []Damage `json:"damage,omitempty"`
-	// SegmentBytes is the size of all segments.
+	// SegmentBytes is the size of all segments of points.
 	SegmentBytes int64 `json:"segment_bytes"`
+	// Branches are what runs wrote that left their point, kept.
+	Branches []BranchInfo `json:"branches,omitempty"`
 }
 
 // Inspect reads what a replica's files say of it. It needs no lock and changes
@@ -85,13 +87,21 @@ func Inspect(dir string) (Inspection, error) {
 	if in.Manifest.Seeding {
 		return in, nil
 	}
-	oldest := in.Manifest.oldest()
-	if base := in.Manifest.Base; base.Sequence > 0 && in.Manifest.Folding == 0 {
-		in.Points = append(in.Points, switchback.MarkedPoint{Point: base, Mark: marks[base.Sequence]})
-	}
 	files, err := openStorage(dir, in.Manifest.Protection)
 	if err != nil {
 		return in, err
+	}
+	branches, damage, err := files.readBranches()
+	if err != nil {
+		return in, err
+	}
+	in.Branches, in.Damage = branches, append(in.Damage, damage...)
+	if in.Manifest.noPoints() != nil {
+		return in, nil
+	}
+	oldest := in.Manifest.oldest()
+	if base := in.Manifest.Base; base.Sequence > 0 && in.Manifest.Folding == 0 {
+		in.Points = append(in.Points, switchback.MarkedPoint{Point: base, Mark: marks[base.Sequence]})
 	}
 	sequences, err := listSegments(dir)
 	if err != nil {
@@ -197,6 +207,9 @@ func inspectPoint(dir string, seq switchback.Sequence) (PointDetail, error) {
 	}
 	slices.Sort(d.Pins)
 	d.Mark = marks[seq]
+	if err := m.noPoints(); err != nil {
+		return d, err
+	}
 	if seq > 0 && seq == m.Base.Sequence && m.Folding == 0 {
 		d.Point, d.InBase = m.Base, true
 		for _, g := range m.geometry() {
@@ -227,17 +240,22 @@ func inspectPoint(dir string, seq switchback.Sequence) (PointDetail, error) {
 	}
 	d.Point, d.File, d.Frames = s.point, s.path, len(s.index.frames)
 	for i, g := range s.header.Disks {
-		x := DiskDetail{DiskGeometry: g, Extents: len(s.index.disks[i].data) + len(s.index.disks[i].zero)}
-		for _, r := range s.index.disks[i].data {
-			x.DataBytes += r.Length
-		}
-		for _, r := range s.index.disks[i].zero {
-			x.ZeroBytes += r.Length
-		}
-		x.ChangedBytes = x.DataBytes + x.ZeroBytes
-		d.Disks = append(d.Disks, x)
+		d.Disks = append(d.Disks, s.index.detail(i, g))
 	}
 	return d, nil
+}
+
+// detail says what the segment changes of a disk.
+func (ix *index) detail(disk int, g DiskGeometry) DiskDetail {
+	x := DiskDetail{DiskGeometry: g, Extents: len(ix.disks[disk].data) + len(ix.disks[disk].zero)}
+	for _, r := range ix.disks[disk].data {
+		x.DataBytes += r.Length
+	}
+	for _, r := range ix.disks[disk].zero {
+		x.ZeroBytes += r.Length
+	}
+	x.ChangedBytes = x.DataBytes + x.ZeroBytes
+	return x
 }
 
 // RestoreManifest writes the manifest that is in memory again, where the file
@@ -249,4 +267,40 @@ func (r *Replica) RestoreManifest() (bool, error) {
 		return false, err
 	}
 	return true, r.update(func(*Manifest) {})
+}
+
+// InspectBranch returns what the files say of a branch; it needs no lock.
+func InspectBranch(dir, name string) (BranchDetail, error) {
+	var d BranchDetail
+	m, err := readManifest(dir)
+	if err != nil {
+		return d, err
+	}
+	st, err := openStorage(dir, m.Protection)
+	if err != nil {
+		return d, err
+	}
+	s, err := st.openBranch(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return d, branchMissing(dir, name)
+	}
+	if err != nil {
+		return d, err
+	}
+	defer s.close()
+	if err := s.loadIndex(); err != nil {
+		return d, err
+	}
+	d.BranchInfo, d.Frames = s.branchInfo(), len(s.index.frames)
+	for i, g := range s.header.Disks {
+		d.Changes = append(d.Changes, s.index.detail(i, g))
+	}
+	return d, nil
+}
+
+// BranchDetail is everything that a replica knows of one of its branches.
+type BranchDetail struct {
+	BranchInfo
+	Frames  int          `json:"frames"`
+	Changes []DiskDetail `json:"changes"`
 }

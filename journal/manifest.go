@@ -46,10 +46,26 @@ type Manifest struct {
 	// Folding is not 0 from before the first write of a fold up to that
 	// sequence until the bases stand for it: older points are gone.
 	Folding switchback.Sequence `json:"folding,omitempty"`
+	// FoldedBranch names the branch whose content the bases have taken in, from
+	// before the first write: only that branch can be read, and no point.
+	FoldedBranch string `json:"folded_branch,omitempty"`
+	// Detached: there are no bases and no points, only branches that are whole.
+	Detached bool `json:"detached,omitempty"`
 	// Dropping is set while segments after that sequence are being deleted.
 	Dropping *switchback.Sequence `json:"dropping,omitempty"`
 	// RetentionFrozen: PlanRetention folds nothing. Set while a failover is uncommitted.
 	RetentionFrozen bool `json:"retention_frozen,omitempty"`
+}
+
+// noPoints says why the replica has no point any more; nil if it may have some.
+func (m *Manifest) noPoints() error {
+	switch {
+	case m.Detached:
+		return switchback.Errorf(switchback.CodeNotFound, "there is no replica of %s here, only what a run wrote", m.Protection).WithHint("name the snapshot: --snapshot")
+	case m.FoldedBranch != "":
+		return switchback.Errorf(switchback.CodeNotFound, "replica %s has no points any more: its bases have taken in snapshot %s", m.Protection, m.FoldedBranch)
+	}
+	return nil
 }
 
 func (m Manifest) clone() Manifest {

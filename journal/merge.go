@@ -137,7 +137,7 @@ func (r *Replica) writeMerged(ctx context.Context, temp string, segments []*segm
 		return none, fault(err, "merge into point %d", h.Sequence)
 	}
 	var foot footer
-	err = r.writeSegment(f, h.Sequence, func(out io.Writer) error {
+	err = r.writeSegment(f, sealName(h.Sequence), func(out io.Writer) error {
 		w := &mergeWriter{ctx: ctx, out: out, mended: mended, offset: int64(len(head)), ix: index{disks: make([]diskIndex, len(h.Disks))}}
 		foot, err = w.write(head, h.Disks, overlays)
 		return err

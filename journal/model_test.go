@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/extent"
 	"github.com/switchback-dr/switchback/seal"
 )
 
@@ -28,13 +29,17 @@ func (s state) clone() state {
 	return out
 }
 
-// labels are the pins and marks of a replica.
+// labels are the pins, marks and branches of a replica.
 type labels struct {
 	pins  map[string]switchback.Sequence
 	marks map[switchback.Sequence]switchback.Mark
+	// branches are by name; the pin of each has its name. states holds what they read.
+	branches map[string]string
 }
 
-func (l labels) clone() labels { return labels{maps.Clone(l.pins), maps.Clone(l.marks)} }
+func (l labels) clone() labels {
+	return labels{maps.Clone(l.pins), maps.Clone(l.marks), maps.Clone(l.branches)}
+}
 
 // world is a replica, its model, and what is allowed to be missing at the moment.
 type world struct {
@@ -85,7 +90,7 @@ const baseDigest = "" // of sequence 0
 
 func newWorld(t testing.TB, seed uint64) *world {
 	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 11)), eyes: rand.New(rand.NewPCG(seed, 12)), dir: tempDir(t), states: map[string]state{}, epoch: 3,
-		labels: labels{map[string]switchback.Sequence{}, map[switchback.Sequence]switchback.Mark{}}}
+		labels: labels{map[string]switchback.Sequence{}, map[switchback.Sequence]switchback.Mark{}, map[string]string{}}}
 	w.coming = w.labels.clone()
 	w.fs = newRecorder(w.dir)
 	first := state{"vda": make([]byte, 64<<10), "vdb": make([]byte, 32<<10)}
@@ -288,6 +293,57 @@ func (w *world) unpin(name string) error {
 	return w.relabel(func(l *labels) { delete(l.pins, name) }, func() error { return w.r.Unpin(name) })
 }
 
+// branch runs a VM from a point, or over another branch of it, and keeps what it wrote.
+func (w *world) branch(name, over string, seq switchback.Sequence) error {
+	w.t.Helper()
+	if err := w.pin(name, seq); err != nil {
+		return err
+	}
+	from := baseDigest
+	for _, p := range w.acked {
+		if p.Sequence == seq {
+			from = p.Digest
+		}
+	}
+	if over != "" {
+		from = w.labels.branches[over]
+	}
+	next := w.states[from].clone()
+	spec := BranchSpec{Name: name, Point: seq, Pin: name, Over: over, Epoch: w.epoch, Kind: switchback.CrashConsistent, Time: time.Unix(1, 0).UTC(), Disks: map[string]Written{}}
+	for _, disk := range slices.Sorted(maps.Keys(next)) {
+		b := next[disk]
+		var set extent.Set
+		for at := int64(w.rng.IntN(8)) * 4096; at < int64(len(b)); at += int64(2+w.rng.IntN(4)) * 4096 {
+			n := min(4096, int64(len(b))-at)
+			switch set.Add(at, n); w.rng.IntN(3) {
+			case 0: // as it was
+			case 1:
+				clear(b[at : at+n])
+			default:
+				content(b[at:at+n], w.rng.Uint64())
+			}
+		}
+		spec.Disks[disk] = Written{set, bytes.NewReader(b)}
+	}
+	key := fmt.Sprint("branch ", name, " ", len(w.states))
+	w.states[key] = next
+	return w.relabel(func(l *labels) { l.branches[name] = key }, func() error {
+		_, err := w.r.WriteBranch(context.Background(), spec, nil)
+		return err
+	})
+}
+
+func (w *world) dropBranch(name string) error {
+	w.t.Helper()
+	if err := w.r.Unpin(name); switchback.CodeOf(err) != switchback.CodeRefused {
+		w.t.Fatalf("the pin of branch %s was removed: %v", name, err)
+	}
+	if err := w.relabel(func(l *labels) { delete(l.branches, name) }, func() error { return w.r.DropBranch(name) }); err != nil {
+		return err
+	}
+	return w.unpin(name)
+}
+
 func (w *world) mark(seq switchback.Sequence, m switchback.Mark) error {
 	return w.relabel(func(l *labels) {
 		if l.marks[seq] = m; m == (switchback.Mark{}) {
@@ -350,7 +406,7 @@ func (w *world) act() {
 		return
 	}
 	any := func() switchback.Sequence { return w.acked[w.rng.IntN(len(w.acked))].Sequence }
-	switch n := w.rng.IntN(22); {
+	switch n := w.rng.IntN(24); {
 	case n < 9:
 		must(w.receive())
 	case n < 11:
@@ -391,6 +447,17 @@ func (w *world) act() {
 	case n < 20:
 		w.epoch++
 		must(w.r.SetEpoch(w.epoch))
+	case n < 22:
+		name := fmt.Sprint("b", w.rng.IntN(2))
+		other := map[string]string{"b0": "b1", "b1": "b0"}[name]
+		switch _, there := w.labels.branches[other]; {
+		case w.labels.branches[name] != "":
+			must(w.dropBranch(name))
+		case there && w.rng.IntN(2) == 0:
+			must(w.branch(name, other, w.labels.pins[other]))
+		default:
+			must(w.branch(name, "", any()))
+		}
 	default:
 		must(w.changeKeys())
 	}
@@ -447,6 +514,7 @@ func (w *world) check(r *Replica, dir, what string) {
 	if !maps.Equal(pins, w.labels.pins) && !maps.Equal(pins, w.coming.pins) {
 		w.t.Fatalf("%s: pins are %v, want %v or %v", what, pins, w.labels.pins, w.coming.pins)
 	}
+	w.checkBranches(r, dir, what)
 	if err := r.MarksDamage(); err != nil {
 		w.t.Fatalf("%s: %v", what, err)
 	}
@@ -458,6 +526,32 @@ func (w *world) check(r *Replica, dir, what string) {
 	left, _ := filepath.Glob(filepath.Join(dir, "*", "*.tmp"))
 	if len(left) > 0 {
 		w.t.Fatalf("%s: left behind: %v", what, left)
+	}
+}
+
+// checkBranches compares all branches with the model.
+func (w *world) checkBranches(r *Replica, dir, what string) {
+	w.t.Helper()
+	there := map[string]bool{}
+	for _, b := range r.Branches() {
+		there[b.Name] = true
+		want := w.labels.branches[b.Name]
+		if want == "" {
+			want = w.coming.branches[b.Name]
+		}
+		if want == "" || b.Damaged {
+			w.t.Fatalf("%s: branch %+v came from nowhere, or is damaged", what, b)
+		}
+		v, err := ViewOptions{CacheBytes: 1}.OpenBranch(dir, b.Name)
+		if err != nil {
+			w.t.Fatalf("%s: open branch %s: %v", what, b.Name, err)
+		}
+		w.compareView(v, w.states[want], fmt.Sprintf("%s: branch %s", what, b.Name))
+	}
+	for name := range w.labels.branches {
+		if !there[name] && w.coming.branches[name] != "" {
+			w.t.Fatalf("%s: branch %s is lost", what, name)
+		}
 	}
 }
 
@@ -474,13 +568,18 @@ func (w *world) comparePoint(dir string, p switchback.Point, what string) {
 	if err != nil {
 		w.t.Fatalf("%s: open point %d: %v", what, p.Sequence, err)
 	}
+	w.compareView(v, w.states[p.Digest], fmt.Sprintf("%s: point %d", what, p.Sequence))
+}
+
+// compareView reads all disks of a view and closes it.
+func (w *world) compareView(v *View, want state, what string) {
+	w.t.Helper()
 	defer v.Close()
-	want := w.states[p.Digest]
 	if len(v.Disks()) != len(want) {
-		w.t.Fatalf("%s: point %d has %d disks, want %d", what, p.Sequence, len(v.Disks()), len(want))
+		w.t.Fatalf("%s has %d disks, want %d", what, len(v.Disks()), len(want))
 	}
 	for _, d := range v.Disks() {
-		compareDisk(w.t, fmt.Sprintf("%s: point %d, disk %s", what, p.Sequence, d.Name()), d, want[d.Name()], w.eyes)
+		compareDisk(w.t, fmt.Sprintf("%s, disk %s", what, d.Name()), d, want[d.Name()], w.eyes)
 	}
 }
 

@@ -83,7 +83,7 @@ func (f *farFile) ReadAt(p []byte, off int64) (int, error) {
 	if f.opened == nil {
 		o, err := f.storage.objects.Open(context.Background(), f.ref.Object)
 		if err == nil {
-			f.opened, err = f.storage.unseal(o, f.ref.Sequence)
+			f.opened, err = f.storage.unseal(o, sealName(f.ref.Sequence))
 		}
 		if err != nil {
 			f.mu.Unlock()

@@ -38,13 +38,13 @@ func (o Options) Create(dir string, spec Spec) (*Replica, error) {
 				return nil, switchback.Errorf(switchback.CodeConflict, "%s holds a replica already", dir).WithHint("open or remove it")
 			}
 			switch e.Name() { // what a crashed Create may have left
-			case "lock", segmentDir, pinDir, sumDir, "manifest.json.tmp":
+			case "lock", segmentDir, pinDir, branchDir, sumDir, "manifest.json.tmp":
 			default:
 				return nil, switchback.Errorf(switchback.CodeConflict, "%s is not empty: it holds %s", dir, e.Name())
 			}
 		}
 	}
-	for _, d := range []string{dir, filepath.Join(dir, segmentDir), filepath.Join(dir, pinDir)} {
+	for _, d := range []string{dir, filepath.Join(dir, segmentDir), filepath.Join(dir, pinDir), filepath.Join(dir, branchDir)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fault(err, "create replica")
 		}
@@ -53,7 +53,7 @@ func (o Options) Create(dir string, spec Spec) (*Replica, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Replica{dir: dir, opts: o, fs: o.fs, lock: lock, pins: map[string]Pin{}, storage: &storage{dir: dir, protection: spec.Protection}, marks: map[switchback.Sequence]switchback.Mark{}}
+	r := &Replica{dir: dir, opts: o, fs: o.fs, lock: lock, pins: map[string]Pin{}, branches: map[string]BranchInfo{}, storage: &storage{dir: dir, protection: spec.Protection}, marks: map[switchback.Sequence]switchback.Mark{}}
 	r.manifest = Manifest{Spec: spec, Seeding: !spec.BaseIsOriginal}
 	r.manifest.Base = switchback.Point{Protection: spec.Protection, Epoch: spec.Epoch}
 	for _, d := range spec.Disks {
@@ -101,7 +101,7 @@ func readManifest(dir string) (Manifest, error) {
 	if err := readDocument(manifestPath(dir), &m); err != nil {
 		return m, err
 	}
-	if err := m.Spec.validate(); err != nil {
+	if err := m.Spec.validate(); err != nil && !m.Detached {
 		return m, corrupt("%s: %w", manifestPath(dir), err)
 	}
 	return m, nil
@@ -129,7 +129,7 @@ func (r *Replica) load() (err error) {
 	if r.manifest, err = readManifest(r.dir); err != nil {
 		return err
 	}
-	for _, d := range []string{".", segmentDir, pinDir} {
+	for _, d := range []string{".", segmentDir, pinDir, branchDir} {
 		if err := r.removeTemps(filepath.Join(r.dir, d)); err != nil {
 			return err
 		}
@@ -149,6 +149,9 @@ func (r *Replica) load() (err error) {
 		return err
 	}
 	if err := r.removeFolded(); err != nil {
+		return err
+	}
+	if err := r.loadBranches(); err != nil {
 		return err
 	}
 	return r.loadSegments()
@@ -286,7 +289,7 @@ func Remove(dir string) error {
 	} else if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
-	for _, name := range []string{segmentDir, pinDir, sumDir, "marks.json", "storage.json", "definition.json", samplesFile, checkFile, "manifest.json.tmp", "lock"} {
+	for _, name := range []string{segmentDir, pinDir, branchDir, sumDir, "marks.json", "storage.json", "definition.json", samplesFile, checkFile, "manifest.json.tmp", "lock"} {
 		if err == nil {
 			err = os.RemoveAll(filepath.Join(dir, name))
 		}

@@ -73,12 +73,18 @@ func (r *Replica) Pin(name string, seq switchback.Sequence, info map[string]stri
 	return nil
 }
 
-// Unpin durably removes a pin; one that is not there is no error.
+// Unpin durably removes a pin; one that is not there is no error. One that keeps
+// a branch's point is refused (CodeRefused).
 func (r *Replica) Unpin(name string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.pins[name]; !ok {
 		return nil
+	}
+	for _, b := range r.branches {
+		if b.Pin == name {
+			return switchback.Errorf(switchback.CodeRefused, "pin %s keeps point %d, which branch %s needs", name, b.Point, b.Name).WithHint("drop the branch first")
+		}
 	}
 	err := r.fs.remove(pinPath(r.dir, name))
 	if err == nil || errors.Is(err, os.ErrNotExist) {

@@ -94,6 +94,8 @@ func (r *Replica) admit(epoch switchback.Epoch, h Header) (repeated bool, err er
 		return false, switchback.Errorf(switchback.CodeInvalid, "segment of epoch %d sent in epoch %d", h.Epoch, epoch)
 	case h.Seed:
 		return false, switchback.Errorf(switchback.CodeInvalid, "a batch of the first copy is no point")
+	case h.Branch != nil:
+		return false, switchback.Errorf(switchback.CodeInvalid, "branch %s is no point", h.Branch.Name)
 	case h.Merged != nil:
 		return false, switchback.Errorf(switchback.CodeInvalid, "segment %d was merged, and is no more what its source sent", h.Sequence)
 	case m.Seeding:
@@ -144,21 +146,21 @@ func (r *Replica) store(ctx context.Context, s *segmentStream, temp string) (foo
 	}
 	var foot footer
 	var size int64
-	err = r.writeSegment(f, seq, func(w io.Writer) error {
+	err = r.writeSegment(f, sealName(seq), func(w io.Writer) error {
 		_, foot, size, err = s.copyTo(ctx, w)
 		return err
 	})
 	return foot, size, fault(err, "store segment %d", seq)
 }
 
-// writeSegment has content written to f, sealed if so configured, makes it
+// writeSegment has content written to f, sealed under name if so configured, makes it
 // durable and closes f.
-func (r *Replica) writeSegment(f file, seq switchback.Sequence, content func(io.Writer) error) error {
+func (r *Replica) writeSegment(f file, name string, content func(io.Writer) error) error {
 	r.mu.Lock()
 	st := r.storage
 	r.mu.Unlock()
 	buffered := bufio.NewWriterSize(&reserveWriter{r: r, f: f}, 512<<10)
-	out, end, err := st.sealer(buffered, seq)
+	out, end, err := st.sealer(buffered, name)
 	if err == nil {
 		err = content(out)
 	}

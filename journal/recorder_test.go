@@ -192,7 +192,7 @@ const crashes = 4
 // the others a machine that lost its power. The caller holds f.mu.
 func (f *recorder) crash(t testing.TB, dir string, variant int, rng *rand.Rand) *recorder {
 	t.Helper()
-	for _, d := range []string{segmentDir, pinDir} {
+	for _, d := range []string{segmentDir, pinDir, branchDir} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			t.Fatal(err)
 		}

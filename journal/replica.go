@@ -50,6 +50,7 @@ type Replica struct {
 	segments  []segmentInfo // continue the base, ascending
 	broken    []Damage      // segments that are there but do not continue it
 	pins      map[string]Pin
+	branches  map[string]BranchInfo
 	storage   *storage // replaced, never changed
 	marks     map[switchback.Sequence]switchback.Mark
 	// marksDamage says why the marks cannot be read; nothing is dropped then.
@@ -98,6 +99,9 @@ func (r *Replica) Points() []switchback.Point {
 
 func (r *Replica) points() []switchback.Point {
 	var out []switchback.Point
+	if r.manifest.noPoints() != nil {
+		return nil
+	}
 	if r.manifest.Base.Sequence > 0 && r.manifest.Folding == 0 {
 		out = append(out, r.manifest.Base)
 	}
@@ -274,6 +278,9 @@ func (r *Replica) checkReadable(seq switchback.Sequence) error {
 	if r.manifest.Seeding {
 		return switchback.Errorf(switchback.CodeRefused, "replica %s is being seeded: it has no point yet", r.manifest.Protection).
 			WithHint("wait for the first point")
+	}
+	if err := r.manifest.noPoints(); err != nil {
+		return err
 	}
 	if seq == r.manifest.Base.Sequence && r.manifest.Folding == 0 {
 		return nil

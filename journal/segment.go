@@ -26,6 +26,8 @@ type Damage struct {
 	Disk   string         `json:"disk,omitempty"`
 	Ranges []extent.Range `json:"ranges,omitempty"`
 	Reason string         `json:"reason"`
+	// Branch is the name of the branch whose segment is damaged; Segment is 0 then.
+	Branch string `json:"branch,omitempty"`
 	// From and To are the first and last point that read it, as far as was
 	// found out (Check does); To may be NewestPoint.
 	From switchback.Sequence `json:"from,omitempty"`
@@ -34,7 +36,10 @@ type Damage struct {
 
 func (d Damage) Error() string {
 	where := fmt.Sprintf("segment %d (%s)", d.Segment, d.File)
-	if d.Segment == 0 {
+	switch {
+	case d.Branch != "":
+		where = fmt.Sprintf("branch %s (%s)", d.Branch, d.File)
+	case d.Segment == 0:
 		where = d.File
 	}
 	if d.Disk != "" {
@@ -109,16 +114,12 @@ func (st *storage) openSegment(seq switchback.Sequence) (*segment, error) {
 	f, ends, id, err := st.openFile(seq)
 	s := &segment{path: path, file: f, id: id}
 	if err == nil {
-		s.size = f.Size()
-		if ends == nil {
-			ends, err = s.readEnds()
-		}
-		if err == nil {
-			err = s.decodeEnds(seq, ends)
-		}
-		if err != nil {
-			f.Close()
-		}
+		err = s.begin(ends, func(h *Header) error {
+			if h.Sequence != seq || h.Seed || h.Branch != nil {
+				return corrupt("the file holds segment %d", h.Sequence)
+			}
+			return nil
+		})
 	}
 	if switchback.CodeOf(err) == switchback.CodeCorrupt {
 		return nil, Damage{Segment: seq, File: path, Reason: err.Error()}.corrupt()
@@ -127,6 +128,30 @@ func (st *storage) openSegment(seq switchback.Sequence) (*segment, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// begin reads header and footer, unless they are in ends, and has is judge the
+// header. After an error the file is closed.
+func (s *segment) begin(ends *segmentEnds, is func(*Header) error) (err error) {
+	s.size = s.file.Size()
+	if ends == nil {
+		ends, err = s.readEnds()
+	}
+	if err == nil {
+		err = s.decodeEnds(ends, is)
+	}
+	if err != nil {
+		s.file.Close()
+	}
+	return err
+}
+
+// damage is what is wrong with the segment as a whole.
+func (s *segment) damage(reason string) Damage {
+	if b := s.header.Branch; b != nil {
+		return Damage{Branch: b.Name, File: s.path, Reason: reason}
+	}
+	return Damage{Segment: s.header.Sequence, File: s.path, Reason: reason}
 }
 
 // readEnds reads header and footer.
@@ -151,7 +176,7 @@ func (s *segment) ends() segmentEnds {
 	return segmentEnds{Head: s.head, Foot: s.foot.encode(), Size: s.size}
 }
 
-func (s *segment) decodeEnds(seq switchback.Sequence, ends *segmentEnds) (err error) {
+func (s *segment) decodeEnds(ends *segmentEnds, is func(*Header) error) (err error) {
 	if len(ends.Head) < headerFixed+sumSize {
 		return corrupt("segment header of %d bytes", len(ends.Head))
 	}
@@ -166,8 +191,8 @@ func (s *segment) decodeEnds(seq switchback.Sequence, ends *segmentEnds) (err er
 	if s.header, err = decodeHeader(s.head); err != nil {
 		return err
 	}
-	if s.header.Sequence != seq || s.header.Seed {
-		return corrupt("the file holds segment %d", s.header.Sequence)
+	if err := is(&s.header); err != nil {
+		return err
 	}
 	if s.foot, err = decodeFooter(ends.Foot, s.size); err != nil {
 		return err
@@ -221,7 +246,7 @@ func (s *segment) loadIndex() error {
 		return err
 	}
 	if err != nil {
-		return Damage{Segment: s.header.Sequence, File: s.path, Reason: err.Error()}.corrupt()
+		return s.damage(err.Error()).corrupt()
 	}
 	return nil
 }
@@ -307,7 +332,8 @@ func (s *segment) frameDamage(n uint32, reason string) error {
 		}
 	}
 	end := start + int64(f.rawLength())
-	damage := Damage{Segment: s.header.Sequence, File: s.path, Disk: s.header.Disks[f.disk].Name, Reason: reason}
+	damage := s.damage(reason)
+	damage.Disk = s.header.Disks[f.disk].Name
 	var pos int64
 	for _, r := range data {
 		from, to := max(start, pos), min(end, pos+r.Length)

@@ -77,18 +77,17 @@ func (st *storage) open() error {
 	return nil
 }
 
-// sealName is the name that a segment is sealed under: it opens nowhere else.
-func (st *storage) sealName(seq switchback.Sequence) string {
-	return fmt.Sprintf("%s/%016d", st.protection, seq)
-}
+// sealName is the name that a segment is sealed under: it opens nowhere else,
+// and nowhere in another replica.
+func sealName(seq switchback.Sequence) string { return fmt.Sprintf("%016d", seq) }
 
-// sealer returns what seals the segment seq on its way to w, or w itself. end
+// sealer returns what seals a segment under name on its way to w, or w itself. end
 // writes what is left; it does not close w.
-func (st *storage) sealer(w io.Writer, seq switchback.Sequence) (out io.Writer, end func() error, err error) {
+func (st *storage) sealer(w io.Writer, name string) (out io.Writer, end func() error, err error) {
 	if !st.config.Seal {
 		return w, func() error { return nil }, nil
 	}
-	s, err := st.keys.NewWriter(w, st.sealName(seq))
+	s, err := st.keys.NewWriter(w, string(st.protection)+"/"+name)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -118,7 +117,7 @@ type unsealed struct {
 func (u unsealed) Close() error { return u.below.Close() }
 
 // unseal returns f, or what is sealed in it.
-func (st *storage) unseal(f segmentFile, seq switchback.Sequence) (segmentFile, error) {
+func (st *storage) unseal(f segmentFile, name string) (segmentFile, error) {
 	var magic [8]byte
 	if n, err := f.ReadAt(magic[:], 0); n < len(magic) && err != io.EOF {
 		return nil, err
@@ -127,10 +126,10 @@ func (st *storage) unseal(f segmentFile, seq switchback.Sequence) (segmentFile, 
 		return f, nil
 	}
 	if st.keys == nil {
-		return nil, switchback.Errorf(switchback.CodeUnauthorized, "segment %d is sealed, and %s names no keys", seq, storagePath(st.dir)).
+		return nil, switchback.Errorf(switchback.CodeUnauthorized, "segment %s is sealed, and %s names no keys", name, storagePath(st.dir)).
 			WithHint("put storage.json back from a backup of the replica's directory")
 	}
-	r, err := st.keys.NewReader(f, f.Size(), st.sealName(seq))
+	r, err := st.keys.NewReader(f, f.Size(), string(st.protection)+"/"+name)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +154,7 @@ func (st *storage) openFile(seq switchback.Sequence) (f segmentFile, ends *segme
 	if ends != nil {
 		return f, ends, id, nil // unsealed when first read
 	}
-	plain, err := st.unseal(f, seq)
+	plain, err := st.unseal(f, sealName(seq))
 	if err != nil {
 		f.Close()
 		return nil, nil, nil, err

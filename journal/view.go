@@ -44,17 +44,25 @@ func OpenView(dir string, seq switchback.Sequence) (*View, error) {
 
 // Open is OpenView with these options.
 func (o ViewOptions) Open(dir string, seq switchback.Sequence) (*View, error) {
-	if o.CacheBytes == 0 {
-		o.CacheBytes = 64 << 20
-	}
 	m, segments, err := openPoint(dir, seq)
 	if err != nil {
 		return nil, fault(err, "open point %d of replica %s", seq, dir)
 	}
+	return o.view(dir, m, segments)
+}
+
+// view puts segments, oldest first, over the bases. The result closes them.
+func (o ViewOptions) view(dir string, m Manifest, segments []*segment) (_ *View, err error) {
+	if o.CacheBytes == 0 {
+		o.CacheBytes = 64 << 20
+	}
 	v := &View{point: m.Base, segments: segments, cache: newFrameCache(o.CacheBytes)}
 	disks := m.geometry()
-	if n := len(segments); n > 0 {
-		v.point, disks = segments[n-1].point, segments[n-1].header.Disks
+	for _, s := range segments {
+		disks = s.header.Disks
+		if s.header.Branch == nil {
+			v.point = s.point
+		}
 	}
 	for _, g := range disks {
 		b := m.disk(g.Name)
@@ -86,6 +94,9 @@ func openPoint(dir string, seq switchback.Sequence) (Manifest, []*segment, error
 func tryPoint(dir string, seq switchback.Sequence) (Manifest, []*segment, error) {
 	m, err := readManifest(dir)
 	if err != nil {
+		return m, nil, err
+	}
+	if err := m.noPoints(); err != nil {
 		return m, nil, err
 	}
 	switch {
@@ -187,7 +198,8 @@ func (st *storage) missingSegment(base switchback.Point, open []*segment, n swit
 	return Damage{Segment: n, File: segmentPath(st.dir, n), Reason: "the file is missing"}.corrupt()
 }
 
-// Point returns the point; for sequence 0 only Protection and Epoch are set.
+// Point returns the point, or the one that a branch left; for sequence 0 only
+// Protection and Epoch are set.
 func (v *View) Point() switchback.Point { return v.point }
 
 // Disks returns the disks at the point.

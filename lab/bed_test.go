@@ -40,6 +40,8 @@ type bed struct {
 	watch  *witness.Watch
 	// small is a file system of smallBytes that both sites see under this path.
 	small string
+	// agentArgs are further arguments of a site's agent.
+	agentArgs map[string][]string
 }
 
 const smallBytes = 640 << 20
@@ -635,6 +637,9 @@ func (b *bed) kill(t *testing.T, victim string) {
 func (b *bed) start(t *testing.T, victim string, args ...string) {
 	t.Helper()
 	var err error
+	if len(args) == 0 {
+		args = b.agentArgs[victim]
+	}
 	switch {
 	case victim == theServer:
 		err = b.StartServer(context.Background())

@@ -2,6 +2,8 @@ package lab
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -11,16 +13,34 @@ import (
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/api"
 	"github.com/switchback-dr/switchback/recovery"
+	"github.com/switchback-dr/switchback/seal"
 	"github.com/switchback-dr/switchback/witness"
 )
 
 // TestChangePoint switches to the latest point, changes to an older one and back
-// to what the first run wrote, while agent and server are killed; commits with a
-// snapshot kept; and comes home by a delta that holds the writes of both runs
-// that the disk consists of. On the way home a timer undoes a switch by itself.
+// to what the first run wrote, while agent and server are killed; reads that run's
+// snapshot through server and offline; commits with a snapshot kept; and comes home
+// by a delta that holds the writes of both runs that the disk consists of. On the
+// way home a timer undoes a switch by itself. The points are encrypted, and so
+// are the snapshots.
 func TestChangePoint(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "key")
+	if err := seal.MakeKeyFile(key); err != nil {
+		t.Fatal(err)
+	}
+	restart := func(args ...string) {
+		shared.agentArgs = map[string][]string{Primary: args, Recovery: args}
+		for site := range shared.agentArgs {
+			shared.crash(t, site)
+			shared.awaitAgent(t, site)
+		}
+	}
+	restart("--encryption-key-file", key)
+	t.Cleanup(func() { restart() }) // once the guest is gone: as they were
 	f := addGuest(t, Guest{Name: "chg", Disks: []int64{4 << 30, 4 << 30}})
-	f.protect()
+	policy := testPolicy()
+	policy.Encrypt = true
+	f.operate(recovery.Protect, api.OperationRequest{To: Recovery, Policy: policy})
 	f.dirty(Primary, "vdb", 6<<20)
 	points := f.morePoints(2)
 	chosen := points[len(points)-1].Sequence
@@ -55,10 +75,26 @@ func TestChangePoint(t *testing.T) {
 	if !records.OK() || records.Max == 0 || records.Max >= first.Resumed {
 		t.Errorf("point %d has records up to %d: %+v", chosen, records.Max, records)
 	}
-	kept := f.snapshot(sum.Change.SetAside)
-	if kept.Point != f.vm().Switch.Last.Sequence || kept.Pin == "" || kept.SizeBytes < 8<<20 || len(kept.Files) != 2 {
+	var kept agentapi.Snapshot
+	f.eventually(60*time.Second, "the snapshot is in the journal", func() (bool, string) {
+		kept = f.snapshot(sum.Change.SetAside)
+		return !kept.Pending, fmt.Sprintf("%+v", kept)
+	})
+	if kept.Point != f.vm().Switch.Last.Sequence || kept.Pin == "" || kept.SizeBytes < 8<<20 || len(kept.Files) != 1 || f.vm().AtSource.Replica.SnapshotBytes != kept.SizeBytes {
 		t.Errorf("the snapshot is %+v", kept)
 	}
+	b, err := os.ReadFile(f.hostPaths(Recovery, kept.Files)[0])
+	if err != nil || !seal.Sealed(b) {
+		t.Errorf("the snapshot is not encrypted, %v", err)
+	}
+	// Anybody can read it: with the command line, and with nothing but the directory.
+	to := t.TempDir()
+	f.says(f.cli(0, "points", "verify", f.Name, "--snapshot", kept.Name), "none")
+	f.says(f.cli(0, "points", "export", f.Name, "--snapshot", kept.Name, "--to", filepath.Join(to, "server")), "exported", kept.Name)
+	f.says(f.at(Recovery, 0, "replica", "inspect", kept.Dir, "--snapshot", kept.Name), kept.Name, kept.Pin)
+	f.at(Recovery, 0, "replica", "export", kept.Dir, "--snapshot", kept.Name, "--to", filepath.Join(to, "tool"))
+	f.holds(first, filepath.Join(to, "server"))
+	f.holds(first, filepath.Join(to, "tool"))
 
 	// Back: what the first run wrote is there.
 	id = f.begin(recovery.ChangePoint, api.OperationRequest{Snapshot: kept.Name})
@@ -70,8 +106,8 @@ func TestChangePoint(t *testing.T) {
 	if last := first.LastAck().Last; third.ResumedBoot != first.ID || third.Resumed < last {
 		t.Errorf("it found record %d of boot %s; the first run, %s, had acknowledged %d", third.Resumed, third.ResumedBoot, first.ID, last)
 	}
-	if n := len(f.vm().AtSource.Snapshots); n != 1 {
-		t.Errorf("%d snapshots are kept", n)
+	if n := len(f.vm().AtSource.Snapshots); n != 2 || !f.snapshot(kept.Name).InUse {
+		t.Errorf("%d snapshots are kept: %+v", n, f.snapshot(kept.Name))
 	}
 
 	// The commit asks about the older point's run, and keeps it whole.
@@ -85,11 +121,12 @@ func TestChangePoint(t *testing.T) {
 	f.writes(Recovery)
 	f.refused(recovery.ChangePoint, api.OperationRequest{Point: "latest"}, switchback.CodeRefused, "points are gone")
 	kept = f.snapshot(back.Change.SetAside)
-	whole, err := witness.VerifyRecords(t.Context(), ring, f.hostPaths(Recovery, kept.Files)...)
-	f.must(err)
-	if loss := witness.AcknowledgedLost(second, whole); !kept.SelfContained || !whole.OK() || loss.Lost > 0 || loss.Acknowledged == 0 {
-		t.Errorf("the kept snapshot %+v: %+v, %+v", kept, whole, loss)
+	if n := len(f.vm().AtSource.Snapshots); !kept.SelfContained || n != 1 {
+		t.Errorf("%d snapshots are kept: %+v", n, kept)
 	}
+	f.says(f.cli(0, "points", "export", f.Name, "--snapshot", kept.Name, "--to", filepath.Join(to, "whole")), "exported")
+	f.says(f.at(Recovery, 0, "replica", "inspect", kept.Dir, "--verify"), kept.Name, "self-contained", "none")
+	f.holds(second, filepath.Join(to, "whole"))
 	f.operate(recovery.DropSnapshot, api.OperationRequest{Snapshot: kept.Name})
 
 	sent := f.wanSent(t, Recovery)
@@ -100,7 +137,6 @@ func TestChangePoint(t *testing.T) {
 	t.Logf("delta home: %d MiB", sent>>20)
 
 	// A switch that nobody looks after is taken back.
-	policy := testPolicy()
 	policy.Commit = switchback.CommitPolicy{Action: switchback.CommitUndo, After: 6 * time.Second}
 	f.operate(recovery.Edit, api.OperationRequest{Policy: policy})
 	f.operate(recovery.Failback, api.OperationRequest{})
@@ -121,7 +157,8 @@ func TestChangePoint(t *testing.T) {
 		f.operate(recovery.DropSnapshot, api.OperationRequest{Snapshot: s.Name})
 	}
 	f.incremental(f.morePoints(2))
-	f.operate(recovery.Edit, api.OperationRequest{Policy: testPolicy()})
+	policy.Commit = switchback.CommitPolicy{}
+	f.operate(recovery.Edit, api.OperationRequest{Policy: policy})
 	f.operate(recovery.Failback, api.OperationRequest{})
 	f.cutOver(Recovery, Primary)
 }
@@ -148,6 +185,20 @@ func (f *fixture) snapshot(name string) agentapi.Snapshot {
 	}
 	f.t.Fatalf("no snapshot %s", name)
 	return agentapi.Snapshot{}
+}
+
+// holds fails the test unless the images in dir have all that a boot acknowledged.
+func (f *fixture) holds(boot *witness.Boot, dir string) {
+	f.t.Helper()
+	var images []string
+	for i := range f.Disks {
+		images = append(images, filepath.Join(dir, diskName(i)+".qcow2"))
+	}
+	records, err := witness.VerifyRecords(f.t.Context(), ring, images...)
+	f.must(err)
+	if loss := witness.AcknowledgedLost(boot, records); !records.OK() || loss.Lost > 0 || loss.Acknowledged == 0 {
+		f.t.Errorf("%s: %+v, %+v", dir, records, loss)
+	}
 }
 
 func (f *fixture) hostPaths(site string, paths []string) []string {

@@ -167,11 +167,12 @@ func TestCancel(t *testing.T) {
 			t.Errorf("the abandoned side starts: %s", out)
 		}
 		// What was written there is kept, and only there.
-		dir := g.Site(Recovery).HostPath(filepath.Dir(g.vm().AtTarget.Replica.Dir))
-		kept, _ := filepath.Glob(filepath.Join(dir, "snapshots", "*", "vda.qcow2"))
-		found := false
-		for _, k := range kept {
-			r, err := witness.VerifyRecords(t.Context(), ring, k)
+		to, found := t.TempDir(), false
+		kept := g.vm().AtTarget.Snapshots
+		for _, s := range kept {
+			image := filepath.Join(to, s.Name+".qcow2")
+			g.cli(0, "points", "export", g.Name, "--snapshot", s.Name, "--to", image)
+			r, err := witness.VerifyRecords(t.Context(), ring, image)
 			g.must(err)
 			for _, b := range r.Boots {
 				found = found || b.ID == there.ID

@@ -61,19 +61,25 @@ func TestChangePoint(t *testing.T) {
 	if sw := f.web().Switch; sw.Point.Sequence != 4 || sw.Snapshot != "epoch-2-from-point-4" {
 		t.Errorf("the switch is %+v", sw)
 	}
+	if _, err := f.ask(recovery.DropSnapshot, api.OperationRequest{Snapshot: "epoch-2-from-point-4"}); switchback.CodeOf(err) != switchback.CodeRefused {
+		t.Errorf("the snapshot that the VM runs from is dropped: %v", err)
+	}
+	if _, err := f.ask(recovery.Commit, api.OperationRequest{DryRun: true}); err != nil && !strings.Contains(err.Error(), "1 kept snapshots") {
+		t.Errorf("a commit of what runs from a snapshot: %v", err)
+	}
 	f.run(recovery.ChangePoint, api.OperationRequest{Point: "latest"})
 	f.took()
-	if d := cmp.Diff([]string{"epoch-3-from-point-2", "epoch-4-from-point-4"}, f.kept()); d != "" {
+	if d := cmp.Diff([]string{"epoch-2-from-point-4", "epoch-3-from-point-2", "epoch-4-from-point-4"}, f.kept()); d != "" {
 		t.Errorf("kept: %s", d)
 	}
 
-	if _, err := f.ask(recovery.Commit, api.OperationRequest{}); switchback.CodeOf(err) != switchback.CodeRefused || !strings.Contains(err.Error(), "--snapshots keep") || !strings.Contains(err.Error(), "10 MiB") {
+	if _, err := f.ask(recovery.Commit, api.OperationRequest{}); switchback.CodeOf(err) != switchback.CodeRefused || !strings.Contains(err.Error(), "--snapshots keep") || !strings.Contains(err.Error(), "15 MiB") {
 		t.Errorf("a commit that does not say what becomes of snapshots: %v", err)
 	}
 	if _, err := f.ask(recovery.Commit, api.OperationRequest{Snapshots: "sell"}); switchback.CodeOf(err) != switchback.CodeInvalid {
 		t.Errorf("%v", err)
 	}
-	if a, err := f.ask(recovery.Commit, api.OperationRequest{Snapshots: "keep", DryRun: true}); err != nil || !strings.Contains(strings.Join(a.Plan.Changes, "\n"), "at most 10 MiB") {
+	if a, err := f.ask(recovery.Commit, api.OperationRequest{Snapshots: "keep", DryRun: true}); err != nil || !strings.Contains(strings.Join(a.Plan.Changes, "\n"), "at most 15 MiB") {
 		t.Errorf("dry run: %+v, %v", a.Plan, err)
 	}
 	f.run(recovery.DropSnapshot, api.OperationRequest{Snapshot: "epoch-3-from-point-2"})
@@ -85,7 +91,7 @@ func TestChangePoint(t *testing.T) {
 	f.want("commit", at{Phase: switchback.PhaseCommitted, Source: "riga", Target: "berlin", Epoch: 5},
 		"riga settle-snapshots@5 keep=true"+strings.ReplaceAll(commitDid, "@2", "@5"))
 	sum = api.Summary{}
-	if err := json.Unmarshal(rec.Result, &sum); err != nil || len(sum.Commit.Snapshots) != 1 || sum.Commit.SnapshotBytes != 4<<20 {
+	if err := json.Unmarshal(rec.Result, &sum); err != nil || len(sum.Commit.Snapshots) != 2 || sum.Commit.SnapshotBytes != 8<<20 {
 		t.Errorf("summary %s, %v", rec.Result, err)
 	}
 	if _, err := f.ask(recovery.ChangePoint, api.OperationRequest{Point: "2"}); switchback.CodeOf(err) != switchback.CodeRefused || !strings.Contains(err.Error(), "the points are gone") {

@@ -274,6 +274,14 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 		var p agentapi.DropSnapshotParams
 		params(&p)
 		dry = " " + p.Name
+	case agentapi.ActionExportSnapshot:
+		var p agentapi.ExportParams
+		params(&p)
+		dry = " " + p.Snapshot
+	case agentapi.ActionCheckSnapshot:
+		var p agentapi.CheckReplicaParams
+		params(&p)
+		dry = " " + p.Snapshot
 	case agentapi.ActionKeepPoints:
 		var p agentapi.KeepPointsParams
 		if params(&p); p.DryRun {
@@ -358,7 +366,9 @@ func (a *fakeAgent) do(t agentapi.Task) (any, error) {
 		}
 		kept := fmt.Sprintf("epoch-%d-from-point-%d", a.epoch, a.run)
 		if t.Epoch > a.epoch {
-			a.dropSnapshot(p.Snapshot)
+			for i := range a.snapshots {
+				a.snapshots[i].InUse = a.snapshots[i].Name == p.Snapshot
+			}
 			a.snapshots = append(a.snapshots, agentapi.Snapshot{Name: kept, Point: a.run, Epoch: a.epoch, SizeBytes: 1 << 20, WholeBytes: 5 << 20})
 		}
 		a.epoch, a.run, a.state = t.Epoch, p.Sequence, hypervisor.StateRunning

@@ -71,7 +71,7 @@ func (s *Server) changeTarget(ctx context.Context, p switchback.Protection, para
 			}
 			if kept.SelfContained {
 				return switchback.MarkedPoint{}, switchback.Errorf(switchback.CodeRefused, "snapshot %s is of before a commit: its point is gone", kept.Name).
-					WithHint("its files are whole disks: attach them where they are needed")
+					WithHint("it holds whole disks: switchback points export %s --snapshot %s", p.Name, kept.Name)
 			}
 			return s.choose(ctx, p, recovery.Choice{Kind: recovery.ChooseSequence, Sequence: kept.Point}, now)
 		}

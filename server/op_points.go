@@ -25,6 +25,8 @@ import (
 type pointsParams struct {
 	Protection switchback.ProtectionID `json:"protection"`
 	Sequence   switchback.Sequence     `json:"sequence,omitempty"`
+	// Agent keeps the snapshot that PointsRequest names.
+	Agent switchback.AgentID `json:"agent,omitempty"`
 	api.PointsRequest
 }
 
@@ -77,8 +79,12 @@ func (s *Server) keeper(p switchback.Protection) switchback.AgentID {
 
 func (s *Server) verifyPoints(ctx context.Context, r *operation.Run, p switchback.Protection, q pointsParams) error {
 	var out agentapi.ReplicaCheck
-	err := s.doFor(ctx, r, p.ID, "", s.keeper(p), p.Epoch, agentapi.ActionCheckReplica,
-		agentapi.CheckReplicaParams{Sequence: q.Sequence, BytesPerSecond: q.BytesPerSecond}, &out)
+	keeper, action := s.keeper(p), agentapi.ActionCheckReplica
+	if q.Snapshot != "" {
+		keeper, action = q.Agent, agentapi.ActionCheckSnapshot
+	}
+	err := s.doFor(ctx, r, p.ID, "", keeper, p.Epoch, action,
+		agentapi.CheckReplicaParams{Sequence: q.Sequence, Snapshot: q.Snapshot, BytesPerSecond: q.BytesPerSecond}, &out)
 	if err != nil {
 		return err
 	}
@@ -100,7 +106,11 @@ func (s *Server) verifyPoints(ctx context.Context, r *operation.Run, p switchbac
 }
 
 func (s *Server) exportPoint(ctx context.Context, r *operation.Run, p switchback.Protection, q pointsParams) error {
-	params := agentapi.ExportParams{Sequence: q.Sequence, Format: q.Format, To: q.To}
+	params := agentapi.ExportParams{Sequence: q.Sequence, Snapshot: q.Snapshot, Format: q.Format, To: q.To}
+	keeper, action := s.keeper(p), agentapi.ActionExportPoint
+	if q.Snapshot != "" {
+		keeper, action = q.Agent, agentapi.ActionExportSnapshot
+	}
 	if q.Format == string(export.Dir) {
 		d, err := s.describe(ctx, p)
 		switch {
@@ -112,7 +122,7 @@ func (s *Server) exportPoint(ctx context.Context, r *operation.Run, p switchback
 		params.Definition = d.definition
 	}
 	var out export.Result
-	if err := s.doFor(ctx, r, p.ID, "", s.keeper(p), p.Epoch, agentapi.ActionExportPoint, params, &out); err != nil {
+	if err := s.doFor(ctx, r, p.ID, "", keeper, p.Epoch, action, params, &out); err != nil {
 		return err
 	}
 	if err := summarise(r, func(sum *api.Summary) { sum.Export = &out }); err != nil {
@@ -289,6 +299,9 @@ func (s *Server) routePoints(admin func(pattern string, f func(r *http.Request) 
 			}
 			q := pointsParams{Protection: p.ID, PointsRequest: req}
 			if named {
+				if req.Snapshot != "" {
+					return nil, switchback.Errorf(switchback.CodeInvalid, "a snapshot has its own point").WithHint("name a point or a snapshot, not both")
+				}
 				_, x, err := find(r)
 				if err != nil {
 					return nil, err
@@ -308,11 +321,7 @@ func (s *Server) routePoints(admin func(pattern string, f func(r *http.Request) 
 		return out, err
 	})
 	any := func(api.PointsRequest) error { return nil }
-	admin("POST /v1/vms/{vm}/verify", operate("verify", false, any))
-	admin("POST /v1/vms/{vm}/repair", operate("repair", false, any))
-	admin("POST /v1/vms/{vm}/points/{point}/verify", operate("verify", true, any))
-	admin("POST /v1/vms/{vm}/points/{point}/delete", operate("delete-point", true, any))
-	admin("POST /v1/vms/{vm}/points/{point}/export", operate("export", true, func(req api.PointsRequest) error {
+	exportable := func(req api.PointsRequest) error {
 		if _, err := export.ParseFormat(req.Format); err != nil {
 			return err
 		}
@@ -320,7 +329,18 @@ func (s *Server) routePoints(admin func(pattern string, f func(r *http.Request) 
 			return switchback.Errorf(switchback.CodeInvalid, "path %q is not absolute", req.To).WithHint("--to PATH, on the host of the agent that keeps the points")
 		}
 		return nil
+	}
+	admin("POST /v1/vms/{vm}/export", operate("export", false, func(req api.PointsRequest) error {
+		if req.Snapshot == "" {
+			return switchback.Errorf(switchback.CodeInvalid, "no point and no snapshot is named")
+		}
+		return exportable(req)
 	}))
+	admin("POST /v1/vms/{vm}/verify", operate("verify", false, any))
+	admin("POST /v1/vms/{vm}/repair", operate("repair", false, any))
+	admin("POST /v1/vms/{vm}/points/{point}/verify", operate("verify", true, any))
+	admin("POST /v1/vms/{vm}/points/{point}/delete", operate("delete-point", true, any))
+	admin("POST /v1/vms/{vm}/points/{point}/export", operate("export", true, exportable))
 }
 
 // mark asks the keeper at once: there is nothing to go on with after a crash.
@@ -352,10 +372,22 @@ func (s *Server) requestPoints(ctx context.Context, who string, p switchback.Pro
 		}
 	}
 	if kind == "verify" || kind == "export" {
+		if q.Snapshot != "" {
+			v, err := s.view(ctx, p, true)
+			if err == nil {
+				q.Agent, _, err = snapshotKeeper(v, q.Snapshot)
+			}
+			if err != nil {
+				return none, err
+			}
+			title += " snapshot " + q.Snapshot + " of"
+		}
 		switch p.Phase {
 		case switchback.PhaseProtected, switchback.PhaseSwitching, switchback.PhaseSwitched, switchback.PhaseUndoing:
 		default:
-			return none, switchback.Errorf(switchback.CodeRefused, "%s is not possible: the VM is %s and has no points", kind, p.Phase)
+			if q.Snapshot == "" {
+				return none, switchback.Errorf(switchback.CodeRefused, "%s is not possible: the VM is %s and has no points", kind, p.Phase)
+			}
 		}
 		raw, err := json.Marshal(q)
 		if err != nil {

@@ -57,12 +57,13 @@ func snapshotKeeper(v api.VM, name string) (switchback.AgentID, *agentapi.Snapsh
 }
 
 // leaning are snapshots that need points of the replica at the site where a
-// switched VM runs: a commit deletes those.
+// switched VM runs: a commit deletes those. The one that the VM runs from
+// becomes part of its disks.
 func leaning(st *agentapi.VMStatus) []agentapi.Snapshot {
 	var list []agentapi.Snapshot
 	if st != nil {
 		for _, x := range st.Snapshots {
-			if !x.SelfContained {
+			if !x.SelfContained && !x.InUse {
 				list = append(list, x)
 			}
 		}

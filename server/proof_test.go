@@ -134,9 +134,27 @@ func TestPointOperations(t *testing.T) {
 			t.Errorf("%s of a switched VM: %v", kind, err)
 		}
 	}
-	f.run(recovery.Commit, api.OperationRequest{})
+	// A snapshot is read where it is kept, also when there are no points any more.
+	f.setHook(func(switchback.SiteID, string) error { return nil })
+	f.run(recovery.ChangePoint, api.OperationRequest{Point: "1"})
+	f.run(recovery.Commit, api.OperationRequest{Snapshots: "keep"})
 	if _, err := ask("verify", pointsParams{}); switchback.CodeOf(err) != switchback.CodeRefused {
 		t.Errorf("verify of a committed VM: %v", err)
+	}
+	f.report()
+	f.took()
+	for kind, want := range map[string]string{"verify": "riga check-snapshot@", "export": "riga export-snapshot@"} {
+		q := pointsParams{PointsRequest: api.PointsRequest{Snapshot: f.kept()[0], Format: "qcow2", To: "/srv/x"}}
+		rec, err := ask(kind, q)
+		if err != nil || rec.State != operation.StateSucceeded || !strings.Contains(rec.Title, q.Snapshot) {
+			t.Errorf("%s: %+v, %v", kind, rec, err)
+		}
+		if did := f.took(); !strings.HasPrefix(did, want) || !strings.HasSuffix(did, " "+q.Snapshot) {
+			t.Errorf("%s did %q", kind, did)
+		}
+		if _, err := ask(kind, pointsParams{PointsRequest: api.PointsRequest{Snapshot: "none"}}); switchback.CodeOf(err) != switchback.CodeNotFound {
+			t.Errorf("%s of a snapshot that is not there: %v", kind, err)
+		}
 	}
 }
 

@@ -128,7 +128,10 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 		}
 		params = ep
 	case recovery.DropSnapshot:
-		agent, _, err := snapshotKeeper(v, req.Snapshot)
+		agent, kept, err := snapshotKeeper(v, req.Snapshot)
+		if err == nil && kept.InUse {
+			err = switchback.Errorf(switchback.CodeRefused, "%s runs from snapshot %s", v.Name, kept.Name).WithHint("change to another point first; a commit takes the snapshot in, and nothing of it is left")
+		}
 		if err != nil {
 			return api.OperationAnswer{}, err
 		}

@@ -20,7 +20,7 @@ func (c *cli) changeCommands() []*cobra.Command {
 		req.Point, req.Snapshot, req.ShutdownDeadline, req.ForceOff = change.Point, change.Snapshot, change.ShutdownDeadline, change.ForceOff
 	})
 	changePoint.Flags().StringVar(&change.Point, "point", "", recovery.ChoiceHelp)
-	changePoint.Flags().StringVar(&change.Snapshot, "snapshot", "", "go on with what an earlier run wrote ('vm snapshots' lists them)")
+	changePoint.Flags().StringVar(&change.Snapshot, "snapshot", "", "go on from what an earlier run wrote ('vm snapshots' lists them)")
 	changePoint.Flags().DurationVar(&change.ShutdownDeadline, "shutdown-deadline", 20*time.Second, "how long the guest may take to power off before the plug is pulled")
 	changePoint.Flags().BoolVar(&change.ForceOff, "force-off", false, "pull the plug at once")
 
@@ -89,8 +89,13 @@ func keptSnapshots(v api.VM) []keptSnapshot {
 
 // rests says what a snapshot stands on.
 func rests(s agentapi.Snapshot) string {
-	if s.SelfContained {
+	switch {
+	case s.SelfContained:
 		return "whole disks"
+	case s.InUse:
+		return fmt.Sprintf("point %d, pinned; the VM runs from it", s.Point)
+	case s.Pending:
+		return fmt.Sprintf("point %d, pinned; being stored", s.Point)
 	}
 	return fmt.Sprintf("point %d, pinned", s.Point)
 }
@@ -113,8 +118,8 @@ func (c *cli) vmSnapshots() *cobra.Command {
 				}
 			})
 			for _, s := range list {
-				for _, f := range s.Files {
-					fmt.Fprintf(w, "%s: %s\n", s.Name, f)
+				if !s.Pending {
+					fmt.Fprintf(w, "%s: replica %s\n", s.Name, s.Dir)
 				}
 			}
 		})

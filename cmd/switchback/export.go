@@ -33,9 +33,9 @@ func (b viewBackend) Extents(off, length int64) ([]nbd.Extent, error) {
 // exportCommand serves the view of one point until it is told to end. It is a
 // process of its own, so that it outlives the agent.
 func exportCommand() *cobra.Command {
-	var replica, socket, pidFile, logLevel string
+	var replica, snapshot, socket, pidFile, logLevel string
 	var point uint64
-	cmd := &cobra.Command{Use: "export", Short: "Serve the disks of a recovery point, read-only, over NBD", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
+	cmd := &cobra.Command{Use: "export", Short: "Serve the disks of a recovery point or a snapshot, read-only, over NBD", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		log, err := newLogger(cmd.ErrOrStderr(), logLevel)
 		if err != nil {
 			return err
@@ -43,7 +43,7 @@ func exportCommand() *cobra.Command {
 		if replica == "" || socket == "" {
 			return switchback.Errorf(switchback.CodeInvalid, "--replica and --socket are needed")
 		}
-		view, err := journal.OpenView(replica, switchback.Sequence(point))
+		view, err := journal.OpenNamed(replica, switchback.Sequence(point), snapshot)
 		if err != nil {
 			return err
 		}
@@ -75,6 +75,7 @@ func exportCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&replica, "replica", "", "directory of the replica")
 	f.Uint64Var(&point, "point", 0, "sequence number of the point")
+	f.StringVar(&snapshot, "snapshot", "", "name of a snapshot, instead of a point")
 	f.StringVar(&socket, "socket", "", "unix socket to serve on; the disks are its exports")
 	f.StringVar(&pidFile, "pid-file", "", "file to write the process id to")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")

@@ -195,9 +195,12 @@ func (c *cli) operatePoints(cmd *cobra.Command, vm, point, kind string, req api.
 
 func (c *cli) pointsVerify() *cobra.Command {
 	var all, noWait bool
-	var rate string
-	cmd := &cobra.Command{Use: "verify VM [POINT]", Short: "Read a point, or a whole replica, and compare it with its checksums", RunE: func(cmd *cobra.Command, args []string) error {
-		req := api.PointsRequest{}
+	var rate, snapshot string
+	cmd := &cobra.Command{Use: "verify VM [POINT]", Short: "Read a point, a snapshot, or a whole replica, and compare it with its checksums", RunE: func(cmd *cobra.Command, args []string) error {
+		req := api.PointsRequest{Snapshot: snapshot}
+		if snapshot != "" && (all || len(args) != 1) {
+			return usage(errors.New("--snapshot needs VM alone"))
+		}
 		if rate != "" {
 			n, err := parseBytes(rate)
 			if err != nil {
@@ -246,6 +249,7 @@ func (c *cli) pointsVerify() *cobra.Command {
 		return worst
 	}}
 	cmd.Flags().BoolVar(&all, "all", false, "the replicas of all VMs, one after the other")
+	cmd.Flags().StringVar(&snapshot, "snapshot", "", "a snapshot, with what it reads of its point ('vm snapshots' lists them)")
 	cmd.Flags().StringVar(&rate, "rate", "", "bytes per second to read at most, e.g. 50MiB; default: as fast as it goes")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return when the operation has begun")
 	return cmd
@@ -254,9 +258,19 @@ func (c *cli) pointsVerify() *cobra.Command {
 func (c *cli) pointsExport() *cobra.Command {
 	var req api.PointsRequest
 	var noWait bool
-	cmd := &cobra.Command{Use: "export VM POINT --to PATH", Short: "Copy a point to images, or to a directory any QEMU starts from", Args: vmAndPoint, RunE: func(cmd *cobra.Command, args []string) error {
+	cmd := &cobra.Command{Use: "export VM {POINT | --snapshot NAME} --to PATH", Short: "Copy a point or a snapshot to images, or to a directory any QEMU starts from", RunE: func(cmd *cobra.Command, args []string) error {
+		if req.Snapshot != "" {
+			if len(args) != 1 {
+				return usage(errors.New("--snapshot needs VM alone"))
+			}
+			return c.operatePoints(cmd, args[0], "", api.PointsExport, req, noWait)
+		}
+		if err := vmAndPoint(cmd, args); err != nil {
+			return err
+		}
 		return c.operatePoints(cmd, args[0], args[1], api.PointsExport, req, noWait)
 	}}
+	cmd.Flags().StringVar(&req.Snapshot, "snapshot", "", "a snapshot, instead of a point ('vm snapshots' lists them)")
 	exportFlags(cmd, &req.Format, &req.To)
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return when the operation has begun")
 	return cmd
@@ -336,7 +350,7 @@ func printPointsSummary(line func(name, format string, args ...any), s api.Summa
 		if x.Existed {
 			what = "it was there, and holds just this"
 		}
-		line("exported", "point %d to %s: %s", x.Point.Sequence, x.Path, what)
+		line("exported", "%s to %s: %s", exportedText(*x), x.Path, what)
 	}
 	if x := s.Proof; x != nil {
 		switch {

@@ -34,14 +34,16 @@ func (c *cli) replicaCommand() *cobra.Command {
 // inspection is what inspect shows.
 type inspection struct {
 	journal.Inspection
-	Point *journal.PointDetail `json:"point,omitempty"`
-	Check *journal.CheckState  `json:"check,omitempty"`
+	Point  *journal.PointDetail  `json:"point,omitempty"`
+	Branch *journal.BranchDetail `json:"branch,omitempty"`
+	Check  *journal.CheckState   `json:"check,omitempty"`
 }
 
 func (c *cli) replicaInspect() *cobra.Command {
 	var point uint64
+	var snapshot string
 	var verify bool
-	cmd := &cobra.Command{Use: "inspect DIR", Short: "Show manifest, points, marks, pins, chain and damage of a replica", Args: one("DIR"), RunE: func(cmd *cobra.Command, args []string) error {
+	cmd := &cobra.Command{Use: "inspect DIR", Short: "Show manifest, points, snapshots, marks, pins, chain and damage of a replica", Args: one("DIR"), RunE: func(cmd *cobra.Command, args []string) error {
 		in, err := journal.Inspect(args[0])
 		if err != nil {
 			return err
@@ -54,8 +56,15 @@ func (c *cli) replicaInspect() *cobra.Command {
 			}
 			x.Point = &d
 		}
+		if snapshot != "" {
+			d, err := journal.InspectBranch(args[0], snapshot)
+			if err != nil && (!verify || switchback.CodeOf(err) != switchback.CodeCorrupt) {
+				return err
+			}
+			x.Branch = &d
+		}
 		if verify {
-			st, err := journal.Check(cmd.Context(), args[0], journal.CheckOptions{Point: switchback.Sequence(point)})
+			st, err := journal.Check(cmd.Context(), args[0], journal.CheckOptions{Point: switchback.Sequence(point), Branch: snapshot})
 			if err != nil {
 				return err
 			}
@@ -71,6 +80,8 @@ func (c *cli) replicaInspect() *cobra.Command {
 		return nil
 	}}
 	cmd.Flags().Uint64Var(&point, "point", 0, "show everything of this point; with --verify, look only at what its readers read")
+	cmd.Flags().StringVar(&snapshot, "snapshot", "", "show everything of this snapshot; with --verify, look only at what its readers read")
+	cmd.MarkFlagsMutuallyExclusive("point", "snapshot")
 	cmd.Flags().BoolVar(&verify, "verify", false, "read everything and compare it with its checksums")
 	return cmd
 }
@@ -88,6 +99,10 @@ func printInspection(w io.Writer, x inspection) {
 		line("base", "%s, %s, %s", d.Name, bytesText(d.SizeBytes), d.BasePath)
 	}
 	switch {
+	case m.Detached:
+		line("state", "a self-contained snapshot: there are no points and no bases")
+	case m.FoldedBranch != "":
+		line("state", "a commit is under way: the bases take in snapshot %s", m.FoldedBranch)
 	case m.Seeding:
 		line("state", "the first copy is under way: there is no point yet")
 	case m.Folding > 0:
@@ -101,7 +116,16 @@ func printInspection(w io.Writer, x inspection) {
 	for _, p := range x.Pins {
 		line("pin", "%s at point %d %s", p.Name, p.Sequence, p.Info["for"])
 	}
-	if x.Point != nil {
+	for _, b := range x.Branches {
+		line("snapshot", "%s", branchText(b))
+	}
+	if b := x.Branch; b != nil {
+		fmt.Fprintln(w)
+		for _, d := range b.Changes {
+			line("disk", "%s, %s: %s changed in %d ranges (%s data, %s zeros)", d.Name, bytesText(d.SizeBytes), bytesText(d.ChangedBytes), d.Extents, bytesText(d.DataBytes), bytesText(d.ZeroBytes))
+		}
+		line("stored", "%s in %s", bytesText(b.StoredBytes), b.File)
+	} else if x.Point != nil {
 		fmt.Fprintln(w)
 		printPoint(w, *x.Point)
 		fmt.Fprintln(w)
@@ -122,10 +146,21 @@ func printInspection(w io.Writer, x inspection) {
 	}
 }
 
+// branchText is a snapshot in a few words.
+func branchText(b journal.BranchInfo) string {
+	switch {
+	case b.Damaged:
+		return fmt.Sprintf("%s cannot be read", b.Name)
+	case b.Whole:
+		return fmt.Sprintf("%s, self-contained: %s, of %s", b.Name, bytesText(b.StoredBytes), b.Time.Local().Format("2006-01-02 15:04:05"))
+	}
+	return fmt.Sprintf("%s on point %d (pin %s): %s changed, %s stored, of %s", b.Name, b.Point, b.Pin, bytesText(b.ChangedBytes), bytesText(b.StoredBytes), b.Time.Local().Format("2006-01-02 15:04:05"))
+}
+
 func (c *cli) replicaExport() *cobra.Command {
 	var point uint64
-	var format, to, definition string
-	cmd := &cobra.Command{Use: "export DIR --point N --to PATH", Short: "Copy a point of a replica to images, or to a directory any QEMU starts from", Args: one("DIR"), RunE: func(cmd *cobra.Command, args []string) error {
+	var snapshot, format, to, definition string
+	cmd := &cobra.Command{Use: "export DIR {--point N | --snapshot NAME} --to PATH", Short: "Copy a point or a snapshot of a replica to images, or to a directory any QEMU starts from", Args: one("DIR"), RunE: func(cmd *cobra.Command, args []string) error {
 		f, err := export.ParseFormat(format)
 		if err != nil {
 			return err
@@ -141,7 +176,7 @@ func (c *cli) replicaExport() *cobra.Command {
 			return err
 		}
 		defer os.RemoveAll(sockets)
-		req := export.Request{Replica: args[0], Point: switchback.Sequence(point), Format: f, To: to, SocketDir: sockets, Rewrite: rewriteDisks}
+		req := export.Request{Replica: args[0], Point: switchback.Sequence(point), Snapshot: snapshot, Format: f, To: to, SocketDir: sockets, Rewrite: rewriteDisks}
 		if definition != "" {
 			b, err := os.ReadFile(definition)
 			if err != nil {
@@ -167,14 +202,24 @@ func (c *cli) replicaExport() *cobra.Command {
 			return err
 		}
 		return c.show(res, func(w io.Writer) {
-			fmt.Fprintf(w, "point %d: %s of content in %s\n  %s\n", res.Point.Sequence, bytesText(res.Bytes), seconds(res.Took), strings.Join(res.Files, "\n  "))
+			fmt.Fprintf(w, "%s: %s of content in %s\n  %s\n", exportedText(res), bytesText(res.Bytes), seconds(res.Took), strings.Join(res.Files, "\n  "))
 		})
 	}}
 	cmd.Flags().Uint64Var(&point, "point", 0, "the point's number")
+	cmd.Flags().StringVar(&snapshot, "snapshot", "", "a snapshot's name, instead of a point")
+	cmd.MarkFlagsMutuallyExclusive("point", "snapshot")
 	cmd.Flags().StringVar(&format, "format", "qcow2", "raw, qcow2, or dir: qcow2 images with run.sh")
 	cmd.Flags().StringVar(&to, "to", "", "path that does not exist yet: of the image for one disk, else of a directory")
 	cmd.Flags().StringVar(&definition, "definition", "", "the VM's definition (domain XML), for --format dir, instead of the one kept with the replica")
 	return cmd
+}
+
+// exportedText names what was exported.
+func exportedText(r export.Result) string {
+	if r.Snapshot != "" {
+		return "snapshot " + r.Snapshot
+	}
+	return fmt.Sprintf("point %d", r.Point.Sequence)
 }
 
 // rewriteDisks points a definition's disks at stand-alone images.

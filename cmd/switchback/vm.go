@@ -28,7 +28,7 @@ func (c *cli) vmCommand() *cobra.Command {
 		cmd.Flags().DurationVar(&policy.Interval, "interval", policy.Interval, "time between recovery points, from 1s")
 		retentionFlags(cmd, &policy)
 		cmd.Flags().StringVar(&policy.Compression, "compression", policy.Compression, "auto, none, s2 or zstd")
-		cmd.Flags().BoolVar(&policy.Encrypt, "encrypt", policy.Encrypt, "encrypt points where they are kept")
+		cmd.Flags().BoolVar(&policy.Encrypt, "encrypt", policy.Encrypt, "encrypt points and snapshots where they are kept; base images, and what an uncommitted VM writes until it is a snapshot, are not: put the agent's storage on an encrypted file system")
 		cmd.Flags().DurationVar(&policy.OffloadAfter, "offload-after", policy.OffloadAfter, "age at which points move to the object store of the target's agent; 0 = never")
 		cmd.Flags().DurationVar(&policy.AppConsistentEvery, "app-consistent-every", policy.AppConsistentEvery, "how often a point freezes the guest's file systems through its agent; 0 = never")
 		commitPolicyFlags(cmd, &policy.Commit)
@@ -311,8 +311,11 @@ func printVM(w io.Writer, v api.VM) {
 		}
 		if t.Replica != nil {
 			line("replica", "%d points%s, journal %s, %s free there", t.Replica.Points, oldestText(t.Replica.Oldest), bytesText(t.Replica.JournalBytes), bytesText(t.Replica.FreeBytes))
+			if n := t.Replica.SnapshotBytes; n > 0 {
+				line("", "and %s of snapshots", bytesText(n))
+			}
 			if t.Replica.Encrypted {
-				line("", "new points are encrypted there")
+				line("", "new points are encrypted there, base images are not")
 			}
 			if t.Replica.Objects != "" {
 				line("", "the data of %d points is in %s", t.Replica.Offloaded, t.Replica.Objects)
