@@ -13,8 +13,10 @@ import (
 )
 
 const (
-	// describeEvery is how often a source looks whether its VM is defined otherwise.
-	describeEvery = 5 * time.Second
+	// describeEvery is how often a source looks whether its VM is defined otherwise;
+	// describeSoon how often while its target has not been told under this epoch.
+	describeEvery = 20 * time.Second
+	describeSoon  = 2 * time.Second
 	// describeAgain is how often it tells the target all the same.
 	describeAgain = 5 * time.Minute
 )
@@ -24,7 +26,14 @@ type described struct {
 	epoch switchback.Epoch
 	peer  switchback.AgentID
 	journal.Definition
-	at time.Time
+	at time.Time // when it was told
+	// looked is when the definition was last looked at.
+	looked time.Time
+}
+
+// due reports whether the definition is to be looked at.
+func (d described) due(as Assignment) bool {
+	return d.epoch != as.Epoch || d.peer != as.Peer.Agent || time.Since(d.looked) >= describeEvery
 }
 
 func (d described) covers(as Assignment, now journal.Definition) bool {
@@ -35,14 +44,15 @@ func (d described) covers(as Assignment, now journal.Definition) bool {
 // here up to date, until ctx ends. What a target has not taken is sent again.
 func (a *Agent) describeVMs(ctx context.Context) {
 	told, failing := map[switchback.ProtectionID]described{}, map[switchback.ProtectionID]bool{}
-	for ; ctx.Err() == nil; sleep(ctx, describeEvery) {
+	for ; ctx.Err() == nil; sleep(ctx, describeSoon) {
 		for _, v := range a.all() {
 			as := v.assignment()
-			if as.Role != agentapi.RoleSource {
+			if as.Role != agentapi.RoleSource || !failing[as.Protection] && !told[as.Protection].due(as) {
 				continue
 			}
 			d, err := a.tellDefinition(ctx, v, as, told[as.Protection])
 			if err == nil {
+				d.looked = time.Now()
 				told[as.Protection] = d
 			} else if !failing[as.Protection] && ctx.Err() == nil {
 				a.log.Warn("the target does not have the VM's present definition, trying again", "protection", as.Protection, "error", err)
@@ -53,7 +63,7 @@ func (a *Agent) describeVMs(ctx context.Context) {
 }
 
 func (a *Agent) tellDefinition(ctx context.Context, v *vm, as Assignment, told described) (described, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	v.mu.Lock()
 	client := v.peers

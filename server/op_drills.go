@@ -224,7 +224,7 @@ func (s *Server) drillsClear(ctx context.Context, r *operation.Run) error {
 			}
 		}
 		if left == 0 {
-			return errors.Join(s.gatherDrills(r, list))
+			return s.gatherDrills(r, list)
 		}
 		select {
 		case <-ctx.Done():
