@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -39,6 +40,10 @@ type ClientConfig struct {
 	Connections int
 	// Dial makes the raw connection to host:port; nil: TCP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// WantAt returns what Want is at one address; nil: Want everywhere.
+	WantAt func(address string) func(Identity) error
+	// Inbound gives connections to peers that have dialled in; nil: none.
+	Inbound *Inbound
 }
 
 // NewHTTPClient returns a client for HTTP/1.1 over mutual TLS. It has no overall
@@ -49,11 +54,12 @@ func NewHTTPClient(cfg ClientConfig) *http.Client {
 		cfg.Connections = 8
 	}
 	if cfg.Dial == nil {
-		d := &net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAlive, ControlContext: controlSocket}
-		cfg.Dial = d.DialContext
+		cfg.Dial = tcpDialer.DialContext
 	}
 	return &http.Client{Transport: &renewing{cfg: cfg}}
 }
+
+var tcpDialer = &net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAlive, ControlContext: controlSocket}
 
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: deadPeer / 2, Interval: deadPeer / 8, Count: 4}
 
@@ -87,9 +93,7 @@ func (t *renewing) current() *http.Transport {
 		}
 		t.held = now
 		t.transport = &http.Transport{
-			DialContext:           t.cfg.Dial,
-			TLSClientConfig:       ClientTLS(t.cfg.Credentials, t.cfg.Want),
-			TLSHandshakeTimeout:   2 * dialTimeout,
+			DialTLSContext:        t.dial,
 			MaxIdleConnsPerHost:   t.cfg.Connections,
 			IdleConnTimeout:       90 * time.Second,
 			ExpectContinueTimeout: time.Second,
@@ -104,6 +108,38 @@ func (t *renewing) current() *http.Transport {
 
 func (t *renewing) RoundTrip(req *http.Request) (*http.Response, error) {
 	return t.current().RoundTrip(req)
+}
+
+// dial makes a connection in mutual TLS: to the address, or over a line that its owner has opened.
+func (t *renewing) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if name, ok := strings.CutSuffix(address, ":443"); ok && IsName(name) {
+		address = name // net/http adds a port to a name
+	}
+	want := t.cfg.Want
+	if t.cfg.WantAt != nil {
+		want = t.cfg.WantAt(address)
+	}
+	if t.cfg.Inbound != nil && IsName(address) {
+		return t.cfg.Inbound.connect(ctx, address, want)
+	}
+	direct := func(ctx context.Context) (net.Conn, error) {
+		raw, err := t.cfg.Dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		conn := tls.Client(raw, ClientTLS(t.cfg.Credentials, want))
+		c, cancel := context.WithTimeout(ctx, 2*dialTimeout)
+		defer cancel()
+		if err := conn.HandshakeContext(c); err != nil {
+			raw.Close()
+			return nil, err
+		}
+		return conn, nil
+	}
+	if t.cfg.Inbound != nil {
+		return t.cfg.Inbound.either(ctx, address, want, direct)
+	}
+	return direct(ctx)
 }
 
 // CloseIdleConnections makes http.Client.CloseIdleConnections work.
