@@ -276,6 +276,9 @@ func (s *Server) requestProtect(ctx context.Context, who, name string, req api.O
 	if err != nil {
 		return none, err
 	}
+	if err := pairReachable(source, target); err != nil {
+		return none, err
+	}
 	// What would never do comes before what a start of the VM would mend.
 	if !m.Domain.Persistent {
 		return none, switchback.Errorf(switchback.CodeUnsupported, "VM %s is transient: it has no definition that outlives it", name).WithHint("define it")

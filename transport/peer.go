@@ -21,7 +21,9 @@ func Authenticate(c *Credentials, next http.Handler) http.Handler {
 				WriteError(w, err)
 				return
 			}
-			r = r.WithContext(context.WithValue(r.Context(), peerKey{}, id))
+			var done func()
+			r, done = c.requests.begin(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, id)), id)
+			defer done()
 		}
 		next.ServeHTTP(w, r)
 	})
