@@ -41,7 +41,7 @@ func (a *Agent) admitLine(id transport.Identity) error {
 		return nil
 	}
 	for _, v := range a.all() {
-		if string(v.assignment().Peer.Agent) == id.ID {
+		if p := v.assignment().Peer; string(p.Agent) == id.ID && p.Site == id.Site {
 			return nil
 		}
 	}

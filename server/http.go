@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strconv"
 
@@ -193,7 +194,7 @@ func (s *Server) takeReport(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := ownAddress(switchback.AgentID(id.ID), st.Address); err != nil {
+	if err := errors.Join(s.knownAgent(r.Context(), id), ownAddress(switchback.AgentID(id.ID), st.Address)); err != nil {
 		return nil, err
 	}
 	if err := s.store.TouchAgent(r.Context(), switchback.AgentID(id.ID), st.Address, st.Version, s.store.Now(), raw); err != nil {

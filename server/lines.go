@@ -13,7 +13,7 @@ import (
 // connect prepares how this server and the agents reach each other.
 func (s *Server) connect() {
 	s.inbound = transport.NewInbound(s.creds, s.admitLine)
-	s.agents = transport.NewHTTPClient(transport.ClientConfig{Credentials: s.creds, WantAt: s.agentAt, Inbound: s.inbound})
+	s.agents = transport.NewHTTPClient(transport.ClientConfig{Credentials: s.creds, Resolve: s.resolve, Inbound: s.inbound})
 }
 
 // storeTime is how long the store may take to say who an agent is.
@@ -39,22 +39,15 @@ func (s *Server) knownAgent(ctx context.Context, id transport.Identity) error {
 	return err
 }
 
-// agentAt returns who is believed at an address: the agents that have it, and nobody else.
-func (s *Server) agentAt(address string) func(transport.Identity) error {
-	return func(id transport.Identity) error {
-		ctx, cancel := context.WithTimeout(context.Background(), storeTime)
-		defer cancel()
-		ids, err := s.store.AgentsAt(ctx, address)
-		if err != nil {
-			return err
-		}
-		for _, a := range ids {
-			if transport.Agent(a)(id) == nil {
-				return s.knownAgent(ctx, id)
-			}
-		}
-		return switchback.Errorf(switchback.CodeUnauthorized, "%s is not an agent that has this address", id).WithHint("check the agent's address")
+// resolve says how an agent is reached that is called by its name. Only that
+// very agent is believed, whoever else claims its address.
+func (s *Server) resolve(ctx context.Context, name string) (string, func(transport.Identity) error, error) {
+	id, ok := transport.NamedAgent(name)
+	if !ok {
+		return "", nil, switchback.Errorf(switchback.CodeInternal, "%q names no agent", name)
 	}
+	a, err := s.store.Agent(ctx, id)
+	return a.Address, transport.Agent(id), err
 }
 
 // ownAddress refuses an address that names another agent.

@@ -297,7 +297,7 @@ func (s *Server) requestProtect(ctx context.Context, who, name string, req api.O
 		Epoch: 1, Policy: policy, Disks: disks, Networks: req.Networks, CreatedAt: time.Now()}
 	var prepared agentapi.PrepareReplicaResult
 	t := agentapi.Task{Key: "preflight/" + string(p.ID), Action: agentapi.ActionPrepareReplica, Protection: p.ID, Epoch: 1}
-	err = s.agentClient(target.Address).Run(ctx, t, agentapi.PrepareReplicaParams{VM: p.VM, Name: p.Name, Disks: disks, Policy: policy, DryRun: true}, &prepared, nil)
+	err = s.agentClient(target.ID).Run(ctx, t, agentapi.PrepareReplicaParams{VM: p.VM, Name: p.Name, Disks: disks, Policy: policy, DryRun: true}, &prepared, nil)
 	if err != nil {
 		return none, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/replicator"
 	"github.com/switchback-dr/switchback/store"
+	"github.com/switchback-dr/switchback/transport"
 )
 
 // silentAfter is how long an agent may be silent before it counts as down.
@@ -19,8 +20,8 @@ const silentAfter = 10 * time.Second
 
 func runCheckpoint(e switchback.Epoch) string { return replicator.CheckpointName(e, 0) }
 
-func (s *Server) agentClient(address string) *agentapi.Client {
-	return &agentapi.Client{HTTP: s.agents, Address: address}
+func (s *Server) agentClient(id switchback.AgentID) *agentapi.Client {
+	return &agentapi.Client{HTTP: s.agents, Address: transport.AgentName(id)}
 }
 
 func (s *Server) agentView(a store.Agent) api.Agent {
@@ -82,7 +83,7 @@ func (s *Server) healthyAgent(ctx context.Context, site switchback.SiteID) (api.
 func (s *Server) ask(ctx context.Context, a store.Agent) store.Agent {
 	ctx, cancel := context.WithTimeout(ctx, 1500*time.Millisecond)
 	defer cancel()
-	st, err := s.agentClient(a.Address).Status(ctx)
+	st, err := s.agentClient(a.ID).Status(ctx)
 	if err != nil {
 		return a
 	}
@@ -211,7 +212,7 @@ func (s *Server) points(ctx context.Context, p switchback.Protection) ([]switchb
 	if err != nil {
 		return nil, err
 	}
-	return s.agentClient(a.Address).Points(ctx, p.ID)
+	return s.agentClient(a.ID).Points(ctx, p.ID)
 }
 
 // machines lists the VMs of all sites whose agents answer.
@@ -229,7 +230,7 @@ func (s *Server) machines(ctx context.Context, site switchback.SiteID) ([]api.Ma
 		if !s.agentView(a).Healthy {
 			continue
 		}
-		inv, err := s.agentClient(a.Address).Inventory(ctx)
+		inv, err := s.agentClient(a.ID).Inventory(ctx)
 		if err != nil {
 			return nil, err
 		}

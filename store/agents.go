@@ -108,13 +108,6 @@ func (s *Store) Agents(ctx context.Context, site switchback.SiteID) ([]Agent, er
 	return agents, nil
 }
 
-// AgentsAt returns the IDs of the agents that are reached at an address.
-func (s *Store) AgentsAt(ctx context.Context, address string) ([]switchback.AgentID, error) {
-	var ids []switchback.AgentID
-	err := s.read.NewSelect().Model((*agentRow)(nil)).Column("id").Where("address = ?", address).Order("id").Scan(ctx, &ids)
-	return ids, failure("agents at "+address, err)
-}
-
 // DeleteAgent removes an agent. CodeNotFound: there is none.
 func (s *Store) DeleteAgent(ctx context.Context, id switchback.AgentID) error {
 	n, err := changed(s.write.NewDelete().Model((*agentRow)(nil)).Where("id = ?", string(id)).Exec(ctx))

@@ -40,8 +40,9 @@ type ClientConfig struct {
 	Connections int
 	// Dial makes the raw connection to host:port; nil: TCP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// WantAt returns what Want is at one address; nil: Want everywhere.
-	WantAt func(address string) func(Identity) error
+	// Resolve says where a peer called by its name is (AgentName), and who is
+	// believed there; an address that is a name again: it dials in. nil: all do.
+	Resolve func(ctx context.Context, name string) (address string, want func(Identity) error, err error)
 	// Inbound gives connections to peers that have dialled in; nil: none.
 	Inbound *Inbound
 }
@@ -116,8 +117,11 @@ func (t *renewing) dial(ctx context.Context, network, address string) (net.Conn,
 		address = name // net/http adds a port to a name
 	}
 	want := t.cfg.Want
-	if t.cfg.WantAt != nil {
-		want = t.cfg.WantAt(address)
+	if t.cfg.Resolve != nil && IsName(address) {
+		var err error
+		if address, want, err = t.cfg.Resolve(ctx, address); err != nil {
+			return nil, err
+		}
 	}
 	if t.cfg.Inbound != nil && IsName(address) {
 		return t.cfg.Inbound.connect(ctx, address, want)
@@ -187,6 +191,7 @@ func Do(client *http.Client, req *http.Request) (*http.Response, error) {
 
 // connectionError classifies what went wrong below HTTP.
 func connectionError(ctx context.Context, address string, err error) error {
+	address = strings.TrimSuffix(address, unreachableTLD)
 	var known *switchback.Error
 	var alert tls.AlertError
 	var timeout net.Error

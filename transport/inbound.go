@@ -47,6 +47,12 @@ const ServerName = "server" + unreachableTLD
 // AgentName is the address of an agent that cannot be dialled.
 func AgentName(id switchback.AgentID) string { return string(id) + ".agent" + unreachableTLD }
 
+// NamedAgent is the inverse of AgentName.
+func NamedAgent(name string) (switchback.AgentID, bool) {
+	id, ok := strings.CutSuffix(name, ".agent"+unreachableTLD)
+	return switchback.AgentID(id), ok
+}
+
 // IsName reports whether an address names a peer that dials in.
 func IsName(address string) bool {
 	host, _, err := net.SplitHostPort(address)
