@@ -13,6 +13,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/internal/durable"
+	"github.com/switchback-dr/switchback/internal/killpoint"
 	"github.com/switchback-dr/switchback/transport"
 )
 
@@ -159,9 +160,11 @@ func (a *Agent) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	killpoint.At("agent", "trust", "certificate", killpoint.BeforeEffect)
 	if err := transport.SaveCredentials(IdentityDir(a.cfg.StateDir), creds); err != nil {
 		return err
 	}
+	killpoint.At("agent", "trust", "certificate", killpoint.AfterEffect)
 	a.log.Info("certificate renewed", "expires", creds.Expires())
 	return a.cfg.Credentials.Replace(creds)
 }

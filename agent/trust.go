@@ -11,6 +11,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/internal/durable"
+	"github.com/switchback-dr/switchback/internal/killpoint"
 	"github.com/switchback-dr/switchback/transport"
 )
 
@@ -82,6 +83,7 @@ func (a *Agent) believe(caPEM []byte) error {
 	if err := transport.SaveCredentials(IdentityDir(a.cfg.StateDir), n); err != nil {
 		return err
 	}
+	killpoint.At("agent", "trust", "authorities", killpoint.AfterEffect)
 	if err := c.Replace(n); err != nil {
 		return err
 	}

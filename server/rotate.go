@@ -156,6 +156,9 @@ func (s *Server) advanceCA(ctx context.Context, from transport.Rotation) error {
 		return err
 	}
 	phase := string(next.Rotation().Phase)
+	if phase == "" {
+		phase = "done"
+	}
 	killpoint.At("server", "ca-rotate", phase, killpoint.BeforeEffect)
 	if s.store.Shared() {
 		was, err := s.store.Setting(ctx, settingCA)
