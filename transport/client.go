@@ -64,11 +64,20 @@ var tcpDialer = &net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAlive, Co
 
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: deadPeer / 2, Interval: deadPeer / 8, Count: 4}
 
-// controlSocket makes unacknowledged data, too, reveal a dead peer (tcp(7), TCP_USER_TIMEOUT).
+// congestion is asked of the kernel for every connection: over a WAN that loses
+// packets, a stream that takes loss for congestion is slow whatever its windows are
+// (measured at 100 ms and 1 %: 0.2 MB/s under reno, 12 MB/s under bbr).
+const congestion = "bbr"
+
+// controlSocket makes unacknowledged data, too, reveal a dead peer (tcp(7),
+// TCP_USER_TIMEOUT), and chooses the congestion control (TCP_CONGESTION) where the
+// kernel has it and lets this process.
 func controlSocket(_ context.Context, network, _ string, c syscall.RawConn) error {
 	var err error
 	if e := c.Control(func(fd uintptr) {
 		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(deadPeer.Milliseconds()))
+		// Without it the kernel's own is used, which works as well but for loss.
+		_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, congestion)
 	}); e != nil {
 		return e
 	}

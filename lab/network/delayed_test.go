@@ -26,6 +26,7 @@ var (
 	wanBytes = flag.Int64("wan.bytes", 4<<20, "bytes of each transfer over the delayed link")
 	wanDelay = flag.Duration("wan.delay", 50*time.Millisecond, "delay of a packet, one way")
 	wanLoss  = flag.Float64("wan.loss", 0.01, "share of packets lost")
+	wanCC    = flag.String("wan.congestion", "", "congestion control that the namespaces begin with, cubic for instance; the machine's if empty")
 	wanPort  = "7443"
 )
 
@@ -51,6 +52,13 @@ func TestDelayed(t *testing.T) {
 		t.Cleanup(func() { exec.Command("ip", "netns", "del", names[i]).Run() })
 	}
 	addresses := [2]netip.Addr{netip.MustParseAddr("10.215.0.1"), netip.MustParseAddr("10.215.0.2")}
+	if *wanCC != "" {
+		for _, n := range names {
+			if out, err := exec.Command("ip", "netns", "exec", n, "sysctl", "-w", "net.ipv4.tcp_congestion_control="+*wanCC).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		}
+	}
 	l, err := network.ConnectDelayed(t.Context(), names, addresses, network.Delay{OneWay: *wanDelay, Loss: *wanLoss, Seed: 1})
 	if err != nil {
 		t.Fatal(err)
