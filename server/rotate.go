@@ -51,14 +51,8 @@ func (s *Server) keepTrust(ctx context.Context) {
 }
 
 func (s *Server) trustOnce(ctx context.Context) error {
-	if s.store.Shared() { // another server may have gone on with a rotation
-		now, err := s.cfg.sharedCA(ctx, s.store)
-		if err != nil {
-			return err
-		}
-		if now.Rotation() != s.ca.Rotation() || now.Fingerprint() != s.ca.Fingerprint() {
-			s.ca.Become(now)
-		}
+	if err := s.followCA(ctx); err != nil {
+		return err
 	}
 	if err := s.renewOwn(); err != nil {
 		return err
@@ -81,6 +75,20 @@ func (s *Server) trustOnce(ctx context.Context) error {
 		return nil
 	}
 	return s.advanceCA(ctx, st.Rotation)
+}
+
+// followCA takes over what another server on the store has made of the CA.
+func (s *Server) followCA(ctx context.Context) error {
+	if !s.store.Shared() {
+		return nil
+	}
+	s.rotating.Lock()
+	defer s.rotating.Unlock()
+	now, err := s.cfg.sharedCA(ctx, s.store)
+	if err == nil && (now.Rotation() != s.ca.Rotation() || now.Fingerprint() != s.ca.Fingerprint()) {
+		s.ca.Become(now)
+	}
+	return err
 }
 
 // renewOwn makes the server's and the first administrator's certificates fit

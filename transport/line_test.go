@@ -253,3 +253,62 @@ func TestLineComesBack(t *testing.T) {
 		t.Errorf("served %d requests", served.Load())
 	}
 }
+
+// TestLineGoesSilent: a peer that says nothing any more, without having closed
+// anything, is noticed in seconds at both ends.
+func TestLineGoesSilent(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits for the silence")
+	}
+	t.Parallel()
+	b := newLineBed(t, callerAndBytes)
+	b.await("no line", func() bool { return len(b.inbound.Lines()) == 1 })
+	var quiet atomic.Bool
+	proxy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proxy.Close()
+	go func() {
+		for {
+			near, err := proxy.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", b.address)
+			if err != nil {
+				near.Close()
+				continue
+			}
+			pass := func(from, to net.Conn) {
+				buf := make([]byte, 4096)
+				for {
+					n, err := from.Read(buf)
+					for quiet.Load() {
+						time.Sleep(10 * time.Millisecond)
+					}
+					if err != nil {
+						to.Close()
+						return
+					}
+					if _, err := to.Write(buf[:n]); err != nil {
+						return
+					}
+				}
+			}
+			go pass(near, far)
+			go pass(far, near)
+		}
+	}()
+	second := b.issue(Identity{Installation: "sb-test", Role: RoleAgent, Site: "berlin", ID: "a-2"})
+	o := NewOutbound(OutboundConfig{Credentials: second, Peer: proxy.Addr().String(), Want: AnyServer, Handler: callerAndBytes, Logger: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go o.Run(ctx)
+	b.await("no second line", func() bool { return len(b.inbound.Lines()) == 2 && o.Status().Up })
+	quiet.Store(true)
+	defer quiet.Store(false)
+	began := time.Now()
+	b.await("the silence is not noticed", func() bool { return len(b.inbound.Lines()) == 1 && !o.Status().Up })
+	t.Logf("noticed at both ends after %v", time.Since(began).Round(100*time.Millisecond))
+}
