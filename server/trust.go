@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
@@ -35,6 +36,24 @@ func (s *Server) revocations(ctx context.Context) ([]agentapi.Revocation, error)
 	return list, nil
 }
 
+// forgetRevocations drops those of agents that were removed and have no
+// certificate any more that somebody could believe.
+func (s *Server) forgetRevocations(ctx context.Context, list []agentapi.Revocation) error {
+	for _, r := range list {
+		if s.store.Now().Sub(r.At) < agentTTL+time.Hour {
+			continue
+		}
+		_, err := s.store.Agent(ctx, r.Agent)
+		if switchback.CodeOf(err) == switchback.CodeNotFound {
+			err = s.store.DeleteSetting(ctx, settingRevoked+string(r.Agent))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // enforce takes the revocations of the store into effect in this process.
 func (s *Server) enforce(ctx context.Context) error {
 	list, err := s.revocations(ctx)
@@ -49,7 +68,7 @@ func (s *Server) enforce(ctx context.Context) error {
 		s.creds.Revoke(ids)
 		s.inbound.Judge()
 	}
-	return nil
+	return s.forgetRevocations(ctx, list)
 }
 
 // routeTrust serves what concerns agents as parties of the installation.
