@@ -268,10 +268,11 @@ func (s *Server) requestProtect(ctx context.Context, who, name string, req api.O
 	if m.Site == req.To {
 		return none, switchback.Errorf(switchback.CodeInvalid, "VM %s is at site %s: the target must be another site", name, req.To)
 	}
-	source, err := s.healthyAgent(ctx, m.Site)
+	at, err := s.store.Agent(ctx, m.Agent) // it is up: it has just named the VM
 	if err != nil {
 		return none, err
 	}
+	source := s.agentView(at)
 	target, err := s.healthyAgent(ctx, req.To)
 	if err != nil {
 		return none, err

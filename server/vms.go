@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -57,7 +58,8 @@ func (s *Server) agentViews(ctx context.Context, site switchback.SiteID) ([]api.
 	return views, nil
 }
 
-// healthyAgent chooses the agent of a site that works for a VM.
+// healthyAgent chooses the agent of a site that keeps a replica: of those that
+// are up, the one with the most room.
 func (s *Server) healthyAgent(ctx context.Context, site switchback.SiteID) (api.Agent, error) {
 	if _, err := s.store.Site(ctx, site); switchback.CodeOf(err) == switchback.CodeNotFound {
 		return api.Agent{}, switchback.Errorf(switchback.CodeNotFound, "there is no site %q", site).WithHint("'switchback site list' shows them, 'switchback site add' makes one")
@@ -68,12 +70,9 @@ func (s *Server) healthyAgent(ctx context.Context, site switchback.SiteID) (api.
 	if err != nil {
 		return api.Agent{}, err
 	}
-	why := "it has no agent"
-	for _, v := range views {
-		if v.Healthy {
-			return v, nil
-		}
-		why = "agent " + string(v.ID) + ": " + v.Reason
+	best, why := mostRoom(views)
+	if best != nil {
+		return *best, nil
 	}
 	return api.Agent{}, switchback.Errorf(switchback.CodeUnavailable, "site %s has no healthy agent: %s", site, why).
 		WithHint("start 'switchback agent' there, or join one: switchback site add / agent join")
@@ -235,7 +234,10 @@ func (s *Server) machines(ctx context.Context, site switchback.SiteID) ([]api.Ma
 			return nil, err
 		}
 		for _, d := range inv.Domains {
-			m := api.Machine{Site: a.Site, Domain: d}
+			if slices.ContainsFunc(list, func(m api.Machine) bool { return m.Site == a.Site && m.Domain.UUID == d.UUID }) {
+				continue // two agents on one hypervisor
+			}
+			m := api.Machine{Site: a.Site, Agent: a.ID, Domain: d}
 			for _, p := range protections {
 				if p.VM == d.UUID {
 					m.Protection, m.Role = p.ID, "active"
