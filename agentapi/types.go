@@ -41,6 +41,8 @@ type Task struct {
 type ReportAnswer struct {
 	// Servers are the addresses of all servers of the installation; none = unknown.
 	Servers []string `json:"servers,omitempty"`
+	// Peers are those that have another address than the agent goes by.
+	Peers map[switchback.AgentID]string `json:"peers,omitempty"`
 	TrustUpdate
 }
 
@@ -155,6 +157,8 @@ type AgentStatus struct {
 	Reachable Reachable              `json:"reachable,omitempty"`
 	Lines     []transport.LineStatus `json:"lines,omitempty"`
 	Trust     Trust                  `json:"trust"`
+	// Peers are the addresses by which it calls its peers.
+	Peers map[switchback.AgentID]string `json:"peers,omitempty"`
 	// HypervisorError is set when the hypervisor does not answer.
 	HypervisorError string `json:"hypervisor_error,omitempty"`
 }

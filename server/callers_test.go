@@ -195,3 +195,13 @@ func unbelieving(c *transport.Credentials) *http.Client {
 	}
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: cfg}}
 }
+
+// TestMovedPeers: an agent is told the addresses that it has wrong.
+func TestMovedPeers(t *testing.T) {
+	f := newFleet(t)
+	riga := f.agents["riga"].addr
+	got, err := f.s.movedPeers(t.Context(), map[switchback.AgentID]string{"a-riga": "old:1", "a-berlin": f.agents["berlin"].addr, "a-gone": "x:1"})
+	if err != nil || len(got) != 1 || got["a-riga"] != riga {
+		t.Errorf("told %v, %v", got, err)
+	}
+}

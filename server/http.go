@@ -201,5 +201,9 @@ func (s *Server) takeReport(r *http.Request) (any, error) {
 		return nil, err
 	}
 	trust, err := s.trustUpdate(r.Context(), st)
-	return agentapi.ReportAnswer{Servers: s.announced, TrustUpdate: trust}, err
+	if err != nil {
+		return nil, err
+	}
+	moved, err := s.movedPeers(r.Context(), st.Peers)
+	return agentapi.ReportAnswer{Servers: s.announced, Peers: moved, TrustUpdate: trust}, err
 }

@@ -50,6 +50,24 @@ func (s *Server) resolve(ctx context.Context, name string) (string, func(transpo
 	return a.Address, transport.Agent(id), err
 }
 
+// movedPeers are those of the agents named that have another address now.
+func (s *Server) movedPeers(ctx context.Context, known map[switchback.AgentID]string) (map[switchback.AgentID]string, error) {
+	if len(known) == 0 {
+		return nil, nil
+	}
+	now, err := s.store.AgentAddresses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	moved := map[switchback.AgentID]string{}
+	for id, address := range known {
+		if is := now[id]; is != "" && is != address {
+			moved[id] = is
+		}
+	}
+	return moved, nil
+}
+
 // ownAddress refuses an address that names another agent.
 func ownAddress(id switchback.AgentID, address string) error {
 	if transport.IsName(address) && address != transport.AgentName(id) {

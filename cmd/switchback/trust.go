@@ -67,6 +67,16 @@ connections then (switchback server --reachable=false).`,
 		}}
 	asked.add(request)
 
+	var moved joinFlags
+	readdress := &cobra.Command{Use: "readdress", Short: "Change how the agent of this host is reached, from its next start on", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
+		if err := agent.Readdress(*stateDir, moved.address, agentapi.Reachable(moved.reachable)); err != nil {
+			return err
+		}
+		fmt.Fprintln(c.out, "restart the agent; the server and its peers hear of it then")
+		return nil
+	}}
+	moved.add(readdress)
+
 	show := &cobra.Command{Use: "show AGENT", Short: "Show an agent: how it is reached, its certificate, its lines", Args: one("AGENT"), RunE: func(cmd *cobra.Command, args []string) error {
 		cl, err := c.client()
 		if err != nil {
@@ -102,7 +112,7 @@ connections then (switchback server --reachable=false).`,
 	remove := end("remove", "Revoke and forget an agent that no VM depends on", func(cl *api.Client, cmd *cobra.Command, id switchback.AgentID) (api.RevokeAnswer, error) {
 		return cl.RemoveAgent(cmd.Context(), id)
 	})
-	return []*cobra.Command{join, request, show, revoke, remove}
+	return []*cobra.Command{join, request, readdress, show, revoke, remove}
 }
 
 func showAgent(w io.Writer, a api.AgentDetail) {

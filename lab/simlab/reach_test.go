@@ -3,6 +3,7 @@ package simlab_test
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,8 +14,10 @@ import (
 
 	"github.com/switchback-dr/switchback/api"
 	"github.com/switchback-dr/switchback/hypervisor/simulated"
+	"github.com/switchback-dr/switchback/lab/network"
 	"github.com/switchback-dr/switchback/lab/simlab"
 	"github.com/switchback-dr/switchback/recovery"
+	"github.com/switchback-dr/switchback/transport"
 )
 
 // firewalled is a network namespace for each of server and agents, joined in
@@ -25,13 +28,14 @@ import (
 //	             └──────recovery
 //
 // Whoever is closed drops every attempt to open a connection to it; the server
-// lets the command line through.
+// lets the command line through. With wan the agents' packets to each other are
+// delayed and lost.
 type firewalled struct {
 	names map[string]string
 	hosts map[string]string
 }
 
-func newFirewalled(t *testing.T, closed ...string) firewalled {
+func newFirewalled(t *testing.T, wan *network.Delay, closed ...string) firewalled {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("network namespaces need root")
@@ -85,7 +89,22 @@ func newFirewalled(t *testing.T, closed ...string) firewalled {
 		run("ip", "-n", f.names[site], "route", "add", f.hosts[simlab.Server], "via", atServer)
 		links[simlab.Server], links[site] = append(links[simlab.Server], toSite), append(links[site], toServer)
 	}
-	atPrimary, atRecovery, toPrimary, toRecovery := link(simlab.Primary, simlab.Recovery)
+	var atPrimary, atRecovery, toPrimary, toRecovery string
+	if wan == nil {
+		atPrimary, atRecovery, toPrimary, toRecovery = link(simlab.Primary, simlab.Recovery)
+	} else {
+		atPrimary, atRecovery, toPrimary, toRecovery = base+"101", base+"102", network.WAN, network.WAN
+		l, err := network.ConnectDelayed(t.Context(), [2]string{f.names[simlab.Primary], f.names[simlab.Recovery]},
+			[2]netip.Addr{netip.MustParseAddr(atPrimary), netip.MustParseAddr(atRecovery)}, *wan)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	run("ip", "-n", f.names[simlab.Primary], "route", "add", f.hosts[simlab.Recovery], "via", atRecovery)
 	run("ip", "-n", f.names[simlab.Recovery], "route", "add", f.hosts[simlab.Primary], "via", atPrimary)
 	links[simlab.Primary], links[simlab.Recovery] = append(links[simlab.Primary], toRecovery), append(links[simlab.Recovery], toPrimary)
@@ -123,7 +142,7 @@ func TestFirewalls(t *testing.T) {
 		{"server closed", []string{simlab.Server}, map[string]simlab.Place{simlab.Server: {Unreachable: true}}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			f := newFirewalled(t, c.closed...)
+			f := newFirewalled(t, nil, c.closed...)
 			places := map[string]simlab.Place{}
 			for _, n := range []string{simlab.Server, simlab.Primary, simlab.Recovery} {
 				places[n] = f.place(n, c.places[n])
@@ -156,6 +175,70 @@ func TestFirewalls(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLoopOverWAN is the way out and back with 100 ms and 1 % loss between the
+// agents, one of which cannot be dialled. What it costs is logged.
+func TestLoopOverWAN(t *testing.T) {
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		t.Skip(err)
+	}
+	f := newFirewalled(t, &network.Delay{OneWay: 50 * time.Millisecond, Loss: 0.01, Seed: 1}, simlab.Recovery)
+	places := map[string]simlab.Place{}
+	for _, n := range []string{simlab.Server, simlab.Primary, simlab.Recovery} {
+		places[n] = f.place(n, simlab.Place{Unreachable: n == simlab.Recovery})
+	}
+	b := newPlacedBed(t, places)
+	began := time.Now()
+	b.operate(recovery.Protect, fast())
+	t.Logf("protected after %v", time.Since(began).Round(10*time.Millisecond))
+	from, to := simlab.Primary, simlab.Recovery
+	for _, kind := range []recovery.Kind{recovery.Failover, recovery.Failback} {
+		b.runsAt(from)
+		b.until("five cycles", func() (bool, string) {
+			v := b.vm()
+			return v.AtSource != nil && v.AtSource.Replication != nil && v.AtSource.Replication.Cycles >= 5, fmt.Sprint(v.Conditions)
+		})
+		if c := b.vm().AtSource.Replication.LastCycle; c != nil {
+			t.Logf("a cycle from %s: %v in all, %d bytes sent in %v", from, c.Total.Round(time.Millisecond), c.SentBytes, c.Transfer.Round(time.Millisecond))
+		}
+		began = time.Now()
+		b.operate(kind, api.OperationRequest{})
+		t.Logf("%s took %v", kind, time.Since(began).Round(10*time.Millisecond))
+		b.cutOver(from, to)
+		b.operate(recovery.Commit, api.OperationRequest{})
+		b.operate(recovery.Reprotect, api.OperationRequest{})
+		from, to = to, from
+	}
+}
+
+// TestLoopReaddressed: an agent that others dialled becomes one that dials, and
+// the way home goes over its lines.
+func TestLoopReaddressed(t *testing.T) {
+	b := newBed(t)
+	b.operate(recovery.Protect, fast())
+	b.must(b.Kill(simlab.Primary, syscall.SIGKILL))
+	if out, err := exec.Command(executable, "agent", "readdress", "--state", b.StateDir(simlab.Primary), "--reachable=false").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	started := time.Now()
+	b.must(b.Start(t.Context(), simlab.Primary))
+	b.must(b.AwaitAgent(t.Context(), simlab.Primary, started))
+	id := b.agentOf(simlab.Primary)
+	b.until("the peer goes by the name of the agent", func() (bool, string) {
+		files, _ := filepath.Glob(filepath.Join(b.StateDir(simlab.Recovery), "assignments", "*.json"))
+		for _, f := range files {
+			if text, err := os.ReadFile(f); err == nil && strings.Contains(string(text), transport.AgentName(id)) {
+				return true, ""
+			}
+		}
+		return false, fmt.Sprint(files)
+	})
+	b.operate(recovery.Failover, api.OperationRequest{})
+	b.operate(recovery.Commit, api.OperationRequest{})
+	b.operate(recovery.Reprotect, api.OperationRequest{})
+	b.runsAt(simlab.Recovery)
+	b.shownWithLines()
 }
 
 // shownWithLines fails the test unless agent show names lines that are up.
