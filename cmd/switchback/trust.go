@@ -126,7 +126,9 @@ func showAgent(w io.Writer, a api.AgentDetail) {
 	reachable, lines := agentapi.ReachableYes, []transport.LineStatus(nil)
 	fmt.Fprintf(w, "agent        %s\nsite         %s\naddress      %s\n", a.ID, a.Site, addressText(a.Address))
 	if a.Status != nil {
-		reachable, lines = a.Status.Reachable, a.Status.Lines
+		if lines = a.Status.Lines; a.Status.Reachable != "" { // an older agent does not say
+			reachable = a.Status.Reachable
+		}
 	}
 	fmt.Fprintf(w, "reachable    %s\nhealth       %s\nlast seen    %s\njoined       %s\n", reachable, health, ago(a.LastSeen), a.JoinedAt.Local().Format("2006-01-02 15:04"))
 	if a.Status != nil {
