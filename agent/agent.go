@@ -31,8 +31,10 @@ type Config struct {
 	ScratchDir string
 	// LogDir receives the logs of export processes; default StateDir/log.
 	LogDir string
-	// Listen is the address to serve on; Address is how peers and the server reach it.
+	// Listen is the address to serve on, "" = none; Address is how peers and the server reach it.
 	Listen, Address string
+	// Reachable says whether they can; default yes.
+	Reachable agentapi.Reachable
 	// HookPath is where the hook that refuses fenced starts is installed; default libvirt's.
 	HookPath string
 	// LibvirtPIDFile is read to tell libvirtd about the hook; default /run/libvirtd.pid.
@@ -68,6 +70,7 @@ func (c *Config) setDefaults() error {
 	def(&c.LogDir, filepath.Join(c.StateDir, "log"))
 	def(&c.LibvirtPIDFile, "/run/libvirtd.pid")
 	def(&c.HookPath, hookPath)
+	def((*string)(&c.Reachable), string(agentapi.ReachableYes))
 	if c.StorageReserveBytes == 0 {
 		c.StorageReserveBytes = 256 << 20
 	}
@@ -102,6 +105,8 @@ type Agent struct {
 	servers *servers
 	fences  fences
 	server  *http.Client // of the control plane
+	reach   reach
+	trust   sync.Mutex // of what replaces the credentials
 
 	mu  sync.Mutex
 	vms map[switchback.ProtectionID]*vm
@@ -113,7 +118,11 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{cfg: cfg, log: cfg.Logger, servers: newServers(cfg.ServerAddress, cfg.Servers), hv: cfg.Hypervisor, vms: map[switchback.ProtectionID]*vm{}}
-	a.server = transport.NewHTTPClient(transport.ClientConfig{Credentials: cfg.Credentials, Want: transport.AnyServer})
+	a.reach = reach{inbound: transport.NewInbound(cfg.Credentials, a.admitLine), outbound: map[lineTo]*transport.Outbound{}}
+	a.server = transport.NewHTTPClient(transport.ClientConfig{Credentials: cfg.Credentials, Want: transport.AnyServer, Inbound: a.reach.inbound})
+	if err := a.loadRevoked(); err != nil {
+		return nil, err
+	}
 	list, err := loadAssignments(a.assignmentDir())
 	if err != nil {
 		return nil, err
@@ -135,12 +144,18 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	a.tasks = &taskTable{ctx: ctx, tasks: map[string]*task{}}
-	ln, err := transport.Listen(ctx, a.cfg.Listen)
-	if err != nil {
-		return err
+	handler := a.handler()
+	srv := transport.NewHTTPServer(a.cfg.Credentials, handler, a.log)
+	served := make(chan error, 1)
+	if a.cfg.Listen != "" {
+		ln, err := transport.Listen(ctx, a.cfg.Listen)
+		if err != nil {
+			return err
+		}
+		go func() { served <- srv.ServeTLS(ln, "", "") }()
 	}
-	srv := transport.NewHTTPServer(a.cfg.Credentials, a.handler(), a.log)
 	var wg sync.WaitGroup
+	wg.Go(func() { a.keepLines(ctx, handler) })
 	wg.Go(func() { a.watchEvents(ctx) })
 	wg.Go(func() { a.expireDrills(ctx) })
 	wg.Go(func() { a.checkReplicas(ctx) })
@@ -152,15 +167,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	for _, v := range a.all() {
 		wg.Go(func() { v.takeUp(ctx) })
 	}
-	served := make(chan error, 1)
-	go func() { served <- srv.ServeTLS(ln, "", "") }()
-	a.log.Info("agent ready", "listen", ln.Addr().String(), "address", a.cfg.Address)
+	a.log.Info("agent ready", "listen", a.cfg.Listen, "address", a.cfg.Address)
+	var err error
 	select {
 	case err = <-served:
 	case <-ctx.Done():
 	}
 	cancel()
 	srv.Close()
+	a.reach.inbound.Close()
 	wg.Wait()
 	a.tasks.wg.Wait()
 	for _, v := range a.all() {

@@ -136,5 +136,6 @@ func (a *Agent) handler() http.Handler {
 		})))
 	})
 	a.routePeers(mux)
+	mux.Handle("POST "+transport.DialInPath, transport.RequireRole(a.reach.inbound, transport.RoleServer, transport.RoleAgent))
 	return mux
 }

@@ -11,7 +11,9 @@ import (
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/internal/durable"
+	"github.com/switchback-dr/switchback/internal/killpoint"
 	"github.com/switchback-dr/switchback/transport"
 )
 
@@ -24,17 +26,29 @@ type Identity struct {
 	// Servers are further servers of the installation, tried where Server does
 	// not answer; the control plane names them in its answers to reports.
 	Servers []string `json:"servers,omitempty"`
+	// Reachable says whether others can dial Address; "" = yes.
+	Reachable agentapi.Reachable `json:"reachable,omitempty"`
 }
 
 // identityFile holds an Identity.
 const identityFile = "agent.json"
 
-func identityDir(stateDir string) string { return filepath.Join(stateDir, "identity") }
+// IdentityDir is where an agent's credentials are.
+func IdentityDir(stateDir string) string { return filepath.Join(stateDir, "identity") }
+
+// saveIdentity stores what stands beside the credentials.
+func saveIdentity(stateDir string, id Identity) error {
+	b, err := json.Marshal(id)
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(IdentityDir(stateDir), identityFile), b, 0o600)
+}
 
 // LoadIdentity reads what Join stored.
 func LoadIdentity(stateDir string) (Identity, error) {
 	var id Identity
-	creds, err := transport.LoadCredentials(identityDir(stateDir))
+	creds, err := transport.LoadCredentials(IdentityDir(stateDir))
 	if switchback.CodeOf(err) == switchback.CodeNotFound {
 		return id, switchback.Errorf(switchback.CodeRefused, "this agent has not joined a site").
 			WithHint("on the server: switchback site add SITE; here: switchback agent join TOKEN")
@@ -42,49 +56,76 @@ func LoadIdentity(stateDir string) (Identity, error) {
 	if err != nil {
 		return id, err
 	}
-	b, err := os.ReadFile(filepath.Join(identityDir(stateDir), identityFile))
+	id, err = readIdentity(stateDir)
+	id.Credentials = creds
+	return id, err
+}
+
+func readIdentity(stateDir string) (id Identity, err error) {
+	b, err := os.ReadFile(filepath.Join(IdentityDir(stateDir), identityFile))
 	if err != nil {
 		return id, err
 	}
-	id.Credentials = creds
 	return id, json.Unmarshal(b, &id)
 }
 
-// Join redeems a one-time token and stores the identity. The key is made once,
-// so that a join whose answer was lost can be repeated.
-func Join(ctx context.Context, stateDir, token, address, version string) (transport.Identity, error) {
-	dir := identityDir(stateDir)
-	keyFile, csrFile := filepath.Join(dir, "join.key"), filepath.Join(dir, "join.csr")
+// joinFiles keep the key of a join whose answer is awaited.
+func joinFiles(stateDir string) (keyFile, csrFile string) {
+	return filepath.Join(IdentityDir(stateDir), "join.key"), filepath.Join(IdentityDir(stateDir), "join.csr")
+}
+
+// joinKey returns the key to join with, made once, so that a join whose answer
+// was lost can be repeated.
+func joinKey(stateDir string) (key, csr []byte, err error) {
+	keyFile, csrFile := joinFiles(stateDir)
 	key, kerr := os.ReadFile(keyFile)
 	csr, cerr := os.ReadFile(csrFile)
 	if errors.Is(kerr, fs.ErrNotExist) || errors.Is(cerr, fs.ErrNotExist) {
-		var err error
 		if key, csr, err = transport.NewKeyAndCSR(); err != nil {
+			return nil, nil, err
+		}
+		return key, csr, errors.Join(durable.WriteFile(keyFile, key, 0o600), durable.WriteFile(csrFile, csr, 0o600))
+	}
+	return key, csr, errors.Join(kerr, cerr)
+}
+
+// Join redeems a one-time token and stores the identity.
+func Join(ctx context.Context, stateDir, token, address string, reachable agentapi.Reachable, version string) (transport.Identity, error) {
+	if err := checkReachable(reachable, address); err != nil {
+		return transport.Identity{}, err
+	}
+	key, csr, err := joinKey(stateDir)
+	if err != nil {
+		return transport.Identity{}, err
+	}
+	if reachable == agentapi.ReachableNo {
+		id, err := transport.AgentIDFor(csr)
+		if err != nil {
 			return transport.Identity{}, err
 		}
-		if err := errors.Join(durable.WriteFile(keyFile, key, 0o600), durable.WriteFile(csrFile, csr, 0o600)); err != nil {
-			return transport.Identity{}, err
-		}
+		address = transport.AgentName(id)
 	}
 	host, _ := os.Hostname()
 	resp, err := transport.Join(ctx, token, csr, transport.AgentInfo{Address: address, Version: version, Hostname: host})
 	if err != nil {
 		return transport.Identity{}, err
 	}
+	return settleJoin(stateDir, key, resp, Identity{Address: address, Reachable: reachable, Server: resp.Server})
+}
+
+// settleJoin stores what a join gave.
+func settleJoin(stateDir string, key []byte, resp transport.JoinResponse, joined Identity) (transport.Identity, error) {
 	creds, err := transport.NewCredentials([]byte(resp.CertificatePEM), key, []byte(resp.CAPEM))
 	if err != nil {
 		return transport.Identity{}, err
 	}
-	if err := transport.SaveCredentials(dir, creds); err != nil {
+	if err := transport.SaveCredentials(IdentityDir(stateDir), creds); err != nil {
 		return transport.Identity{}, err
 	}
-	b, err := json.Marshal(Identity{Address: address, Server: resp.Server})
-	if err != nil {
+	if err := saveIdentity(stateDir, joined); err != nil {
 		return transport.Identity{}, err
 	}
-	if err := durable.WriteFile(filepath.Join(dir, identityFile), b, 0o600); err != nil {
-		return transport.Identity{}, err
-	}
+	keyFile, csrFile := joinFiles(stateDir)
 	return creds.Identity(), errors.Join(os.Remove(keyFile), os.Remove(csrFile))
 }
 
@@ -102,7 +143,10 @@ func (a *Agent) renewals(ctx context.Context) {
 	}
 }
 
+// renew gets a new certificate for a new key.
 func (a *Agent) renew(ctx context.Context) error {
+	a.trust.Lock()
+	defer a.trust.Unlock()
 	key, csr, err := transport.NewKeyAndCSR()
 	if err != nil {
 		return err
@@ -116,9 +160,11 @@ func (a *Agent) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := transport.SaveCredentials(identityDir(a.cfg.StateDir), creds); err != nil {
+	killpoint.At("agent", "trust", "certificate", killpoint.BeforeEffect)
+	if err := transport.SaveCredentials(IdentityDir(a.cfg.StateDir), creds); err != nil {
 		return err
 	}
+	killpoint.At("agent", "trust", "certificate", killpoint.AfterEffect)
 	a.log.Info("certificate renewed", "expires", creds.Expires())
 	return a.cfg.Credentials.Replace(creds)
 }

@@ -51,8 +51,8 @@ func (a *Agent) peersVM(r *http.Request) (*vm, error) {
 	if err != nil {
 		return nil, err
 	}
-	if peer := v.assignment().Peer.Agent; string(peer) != id.ID {
-		return nil, switchback.Errorf(switchback.CodeUnauthorized, "agent %s is not the peer of %s here, %s is", id.ID, v.assignment().Protection, peer)
+	if peer := v.assignment().Peer; string(peer.Agent) != id.ID || peer.Site != id.Site {
+		return nil, switchback.Errorf(switchback.CodeUnauthorized, "agent %s of site %s is not the peer of %s here, %s of %s is", id.ID, id.Site, v.assignment().Protection, peer.Agent, peer.Site)
 	}
 	return v, nil
 }

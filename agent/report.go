@@ -26,6 +26,10 @@ func (a *Agent) report(ctx context.Context) {
 			answer, err := transport.Call[agentapi.ReportAnswer](c, a.server, http.MethodPost, "https://"+address+"/v1/agents/report", a.Status(c))
 			a.servers.answered(address, err)
 			a.learnServers(answer.Servers)
+			a.learnPeers(answer.Peers)
+			if err == nil {
+				err = a.learnTrust(c, answer.TrustUpdate)
+			}
 			return err
 		}()
 		if (err != nil) != lost && ctx.Err() == nil {
@@ -42,7 +46,8 @@ func (a *Agent) report(ctx context.Context) {
 
 // Status is what the agent reports.
 func (a *Agent) Status(ctx context.Context) agentapi.AgentStatus {
-	s := agentapi.AgentStatus{Version: a.cfg.Version, Address: a.cfg.Address, Time: time.Now(), Storage: a.storage()}
+	s := agentapi.AgentStatus{Version: a.cfg.Version, Address: a.cfg.Address, Time: time.Now(), Storage: a.storage(),
+		Reachable: a.cfg.Reachable, Lines: a.lineStatus(), Trust: agentapi.TrustOf(a.cfg.Credentials), Peers: a.peerAddresses()}
 	power := map[switchback.VMUUID]string{}
 	domains, err := a.hv.Domains(ctx)
 	if err != nil {

@@ -1,13 +1,10 @@
 package agent
 
 import (
-	"encoding/json"
-	"path/filepath"
 	"slices"
 	"sync"
 
 	switchback "github.com/switchback-dr/switchback"
-	"github.com/switchback-dr/switchback/internal/durable"
 )
 
 // servers are the addresses of the control plane: one of them is used until it
@@ -73,11 +70,7 @@ func (a *Agent) learnServers(list []string) {
 		return
 	}
 	all := a.servers.all()
-	b, err := json.Marshal(Identity{Address: a.cfg.Address, Server: all[0], Servers: all[1:]})
-	if err == nil {
-		err = durable.WriteFile(filepath.Join(identityDir(a.cfg.StateDir), identityFile), b, 0o600)
-	}
-	if err != nil {
+	if err := saveIdentity(a.cfg.StateDir, Identity{Address: a.cfg.Address, Reachable: a.cfg.Reachable, Server: all[0], Servers: all[1:]}); err != nil {
 		a.log.Warn("addresses of the servers not stored", "error", err)
 		return
 	}

@@ -137,7 +137,7 @@ func (v *vm) startEngine(ctx context.Context) error {
 	}
 	a := v.a
 	// Only this one agent is believed to be the peer, whoever answers at its address.
-	peers := transport.NewHTTPClient(transport.ClientConfig{Credentials: v.agent.cfg.Credentials, Want: transport.Agent(a.Peer.Agent)})
+	peers := transport.NewHTTPClient(transport.ClientConfig{Credentials: v.agent.cfg.Credentials, Want: transport.Agent(a.Peer.Agent), Inbound: v.agent.reach.inbound})
 	e, err := replicator.New(replicator.Config{
 		Protection: a.Protection, VM: a.VM, Epoch: a.Epoch, Disks: a.Disks, Policy: a.Policy,
 		Hypervisor: v.agent.hv,

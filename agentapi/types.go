@@ -7,6 +7,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/hypervisor"
 	"github.com/switchback-dr/switchback/replicator"
+	"github.com/switchback-dr/switchback/transport"
 )
 
 // Role is what an agent does for a protected VM.
@@ -40,6 +41,9 @@ type Task struct {
 type ReportAnswer struct {
 	// Servers are the addresses of all servers of the installation; none = unknown.
 	Servers []string `json:"servers,omitempty"`
+	// Peers are those that have another address than the agent goes by.
+	Peers map[switchback.AgentID]string `json:"peers,omitempty"`
+	TrustUpdate
 }
 
 // TaskState is how a task stands.
@@ -161,6 +165,13 @@ type AgentStatus struct {
 	Time    time.Time  `json:"time"`
 	Storage Storage    `json:"storage"`
 	VMs     []VMStatus `json:"vms"`
+	// Reachable is how others get at it; Lines are the connections over which
+	// calls go against the direction they were dialled in.
+	Reachable Reachable              `json:"reachable,omitempty"`
+	Lines     []transport.LineStatus `json:"lines,omitempty"`
+	Trust     Trust                  `json:"trust"`
+	// Peers are the addresses by which it calls its peers.
+	Peers map[switchback.AgentID]string `json:"peers,omitempty"`
 	// HypervisorError is set when the hypervisor does not answer.
 	HypervisorError string `json:"hypervisor_error,omitempty"`
 }

@@ -51,8 +51,10 @@ type TokenRequest struct {
 
 // Machine is a VM found at a site, protected or not.
 type Machine struct {
-	Site   switchback.SiteID `json:"site"`
-	Domain hypervisor.Domain `json:"domain"`
+	Site switchback.SiteID `json:"site"`
+	// Agent is the one whose hypervisor has it.
+	Agent  switchback.AgentID `json:"agent"`
+	Domain hypervisor.Domain  `json:"domain"`
 	// Protection is set where the VM is protected; Role is the site's part in it.
 	Protection switchback.ProtectionID `json:"protection,omitempty"`
 	Role       string                  `json:"role,omitempty"`

@@ -32,7 +32,7 @@ func (s *Server) describe(ctx context.Context, p switchback.Protection) (sourceD
 	if s.agentView(s.ask(ctx, a)).Healthy {
 		bounded, cancel := context.WithTimeout(ctx, 20*time.Second)
 		t := agentapi.Task{Key: fmt.Sprintf("describe/%s/%d", p.ID, time.Now().UnixNano()), Action: agentapi.ActionDescribe, Protection: p.ID, Epoch: p.Epoch}
-		err = s.agentClient(a.Address).Run(bounded, t, agentapi.DescribeParams{VM: p.VM, MustExist: true, AskAgent: true}, &d, nil)
+		err = s.agentClient(a.ID).Run(bounded, t, agentapi.DescribeParams{VM: p.VM, MustExist: true, AskAgent: true}, &d, nil)
 		late := bounded.Err() != nil
 		cancel()
 		if err == nil {

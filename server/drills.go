@@ -104,7 +104,7 @@ func (s *Server) planDrill(ctx context.Context, v api.VM, params drillParams, po
 		return nil, err
 	}
 	t := agentapi.Task{Key: fmt.Sprintf("plan/%s/%d", p.ID, time.Now().UnixNano()), Action: agentapi.ActionDrillPreflight, Protection: p.ID, Epoch: p.Epoch}
-	if err := s.agentClient(a.Address).Run(ctx, t, networks, nil, nil); err != nil {
+	if err := s.agentClient(a.ID).Run(ctx, t, networks, nil, nil); err != nil {
 		return nil, err
 	}
 	checks := source.checksOf(params.Checks, p.Policy.Checks)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"time"
 
@@ -19,6 +20,10 @@ func (s *Server) mintToken(r *http.Request) (any, error) {
 	}
 	if req.ValidFor <= 0 || req.ValidFor > maxTokenLife {
 		return nil, switchback.Errorf(switchback.CodeInvalid, "a token is valid for up to %s, not %s", maxTokenLife, req.ValidFor)
+	}
+	if s.cfg.Unreachable {
+		return nil, switchback.Errorf(switchback.CodeRefused, "agents cannot open connections to this server, so a token would be of no use to them").
+			WithHint("on the agent's host: switchback agent request; then here: switchback site admit SITE REQUEST")
 	}
 	site := switchback.SiteID(r.PathValue("site"))
 	now := s.store.Now()
@@ -42,15 +47,30 @@ func (s *Server) join(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	identity := transport.Identity{Installation: s.ca.Installation(), Role: transport.RoleAgent, Site: t.Site, ID: string(id)}
+	return s.enrol(r.Context(), t.Site, id, req, now)
+}
+
+// enrol makes an agent one of a site's, and gives it its first certificate.
+func (s *Server) enrol(ctx context.Context, site switchback.SiteID, id switchback.AgentID, req transport.JoinRequest, now time.Time) (transport.JoinResponse, error) {
+	none := transport.JoinResponse{}
+	if err := ownAddress(id, req.Agent.Address); err != nil {
+		return none, err
+	}
+	if _, err := s.store.Setting(ctx, settingRevoked+string(id)); switchback.CodeOf(err) != switchback.CodeNotFound {
+		if err == nil {
+			err = switchback.Errorf(switchback.CodeUnauthorized, "agent %s was revoked", id).WithHint("join with an empty state directory: that makes a new key")
+		}
+		return none, err
+	}
+	identity := transport.Identity{Installation: s.ca.Installation(), Role: transport.RoleAgent, Site: site, ID: string(id)}
 	resp, serial, expires, err := s.certify([]byte(req.CSRPEM), identity)
 	if err != nil {
-		return nil, err
+		return none, err
 	}
-	err = s.store.SaveAgent(r.Context(), store.Agent{ID: id, Site: t.Site, Address: req.Agent.Address, Version: req.Agent.Version,
+	err = s.store.SaveAgent(ctx, store.Agent{ID: id, Site: site, Address: req.Agent.Address, Version: req.Agent.Version,
 		CertificateSerial: serial, CertificateExpires: expires, JoinedAt: now})
 	if err == nil {
-		s.log.Info("agent joined", "agent", id, "site", t.Site, "address", req.Agent.Address)
+		s.log.Info("agent joined", "agent", id, "site", site, "address", req.Agent.Address)
 	}
 	return resp, err
 }
@@ -61,7 +81,7 @@ func (s *Server) certify(csr []byte, id transport.Identity) (transport.JoinRespo
 		return transport.JoinResponse{}, "", time.Time{}, err
 	}
 	serial, expires, err := transport.CertificateInfo(cert)
-	return transport.JoinResponse{CertificatePEM: string(cert), CAPEM: string(s.ca.CertificatePEM())}, serial, expires, err
+	return transport.JoinResponse{CertificatePEM: string(cert), CAPEM: string(s.ca.BundlePEM())}, serial, expires, err
 }
 
 // renew gives an agent that is known a new certificate for its identity.
@@ -72,6 +92,9 @@ func (s *Server) renew(r *http.Request) (any, error) {
 	}
 	var req transport.JoinRequest
 	if err := transport.ReadJSON(r, &req); err != nil {
+		return nil, err
+	}
+	if err := s.knownAgent(r.Context(), id); err != nil {
 		return nil, err
 	}
 	a, err := s.store.Agent(r.Context(), switchback.AgentID(id.ID))

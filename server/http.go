@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strconv"
 
@@ -86,6 +87,7 @@ func (s *Server) handler() http.Handler {
 
 	s.routePoints(admin)
 	s.routeDrills(admin)
+	s.routeTrust(mux, admin)
 	admin("GET /v1/operations", func(r *http.Request) (any, error) {
 		q := r.URL.Query()
 		limit, _ := strconv.Atoi(q.Get("limit"))
@@ -193,5 +195,16 @@ func (s *Server) takeReport(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return agentapi.ReportAnswer{Servers: s.announced}, s.store.TouchAgent(r.Context(), switchback.AgentID(id.ID), st.Address, st.Version, s.store.Now(), raw)
+	if err := errors.Join(s.knownAgent(r.Context(), id), ownAddress(switchback.AgentID(id.ID), st.Address)); err != nil {
+		return nil, err
+	}
+	if err := s.store.TouchAgent(r.Context(), switchback.AgentID(id.ID), st.Address, st.Version, s.store.Now(), raw); err != nil {
+		return nil, err
+	}
+	trust, err := s.trustUpdate(r.Context(), st)
+	if err != nil {
+		return nil, err
+	}
+	moved, err := s.movedPeers(r.Context(), st.Peers)
+	return agentapi.ReportAnswer{Servers: s.announced, Peers: moved, TrustUpdate: trust}, err
 }

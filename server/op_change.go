@@ -57,7 +57,7 @@ func (s *Server) changeTarget(ctx context.Context, p switchback.Protection, para
 	if err != nil {
 		return switchback.MarkedPoint{}, err
 	}
-	st, err := s.agentClient(a.Address).Status(ctx)
+	st, err := s.agentClient(a.ID).Status(ctx)
 	if err != nil {
 		return switchback.MarkedPoint{}, err
 	}

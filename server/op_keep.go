@@ -86,7 +86,7 @@ func (s *Server) planKeep(ctx context.Context, v api.VM, plan *api.Plan) error {
 	}
 	var out agentapi.KeepPointsResult
 	t := agentapi.Task{Key: fmt.Sprintf("plan/%s/%d", p.ID, time.Now().UnixNano()), Action: agentapi.ActionKeepPoints, Protection: p.ID, Epoch: p.Epoch}
-	if err := s.agentClient(a.Address).Run(ctx, t, agentapi.KeepPointsParams{DryRun: true}, &out, nil); err != nil {
+	if err := s.agentClient(a.ID).Run(ctx, t, agentapi.KeepPointsParams{DryRun: true}, &out, nil); err != nil {
 		return err
 	}
 	plan.Changes = append(plan.Changes, fmt.Sprintf("the chosen point is copied to be the VM's disks: at most %d MiB are written locally", out.Bytes>>20))

@@ -262,7 +262,7 @@ func (s *Server) routePoints(admin func(pattern string, f func(r *http.Request) 
 		if err != nil {
 			return nil, err
 		}
-		return s.agentClient(a.Address).Point(r.Context(), p.ID, x.Sequence)
+		return s.agentClient(a.ID).Point(r.Context(), p.ID, x.Sequence)
 	})
 	admin("POST /v1/vms/{vm}/points/{point}/mark", func(r *http.Request) (any, error) {
 		var req api.MarkRequest
@@ -358,7 +358,7 @@ func (s *Server) askKeeper(ctx context.Context, p switchback.Protection, action 
 		return err
 	}
 	t := agentapi.Task{Key: fmt.Sprintf("%s/%s/%d", action, p.ID, time.Now().UnixNano()), Action: action, Protection: p.ID, Epoch: p.Epoch}
-	return s.agentClient(a.Address).Run(ctx, t, params, out, nil)
+	return s.agentClient(a.ID).Run(ctx, t, params, out, nil)
 }
 
 // requestPoints judges an operation on points and begins it.
@@ -436,7 +436,7 @@ func (s *Server) mayDelete(ctx context.Context, p switchback.Protection, seq swi
 		return err
 	}
 	var d journal.PointDetail
-	if d, err = s.agentClient(a.Address).Point(ctx, p.ID, seq); err != nil {
+	if d, err = s.agentClient(a.ID).Point(ctx, p.ID, seq); err != nil {
 		return err
 	}
 	if len(d.Pins) > 0 {

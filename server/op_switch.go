@@ -80,7 +80,7 @@ func (s *Server) agentDescribe(ctx context.Context, agent switchback.AgentID, p 
 		return err
 	}
 	t := agentapi.Task{Key: "describe/" + string(p.ID) + "/" + strconv.FormatInt(time.Now().UnixNano(), 36), Action: agentapi.ActionDescribe, Protection: p.ID, Epoch: p.Epoch}
-	return s.agentClient(a.Address).Run(ctx, t, agentapi.DescribeParams{VM: p.VM}, out, nil)
+	return s.agentClient(a.ID).Run(ctx, t, agentapi.DescribeParams{VM: p.VM}, out, nil)
 }
 
 // switchSync takes a point while the guest still runs, so that little is left

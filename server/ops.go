@@ -87,7 +87,7 @@ func (s *Server) doFor(ctx context.Context, r *operation.Run, id switchback.Prot
 		return err
 	}
 	t := agentapi.Task{Key: r.Key() + "/" + action + key, Action: action, Protection: id, Epoch: epoch, Fence: r.Fence()}
-	err = s.agentClient(a.Address).Run(ctx, t, params, out, func(st agentapi.TaskState) {
+	err = s.agentClient(a.ID).Run(ctx, t, params, out, func(st agentapi.TaskState) {
 		p := operation.Progress{Message: st.Message}
 		if st.Progress != nil {
 			p.Percent, p.DoneBytes, p.TotalBytes = st.Progress.Percent, st.Progress.DoneBytes, st.Progress.TotalBytes

@@ -215,7 +215,7 @@ func (s *Server) planReprotect(ctx context.Context, v api.VM, plan *api.Plan) er
 	}
 	var out agentapi.PrepareReplicaResult
 	t := agentapi.Task{Key: fmt.Sprintf("plan/%s/%d", p.ID, time.Now().UnixNano()), Action: agentapi.ActionPrepareReplica, Protection: p.ID, Epoch: p.Epoch}
-	if err := s.agentClient(a.Address).Run(ctx, t, params, &out, nil); err != nil {
+	if err := s.agentClient(a.ID).Run(ctx, t, params, &out, nil); err != nil {
 		return err
 	}
 	if out.Trusted {

@@ -271,12 +271,16 @@ func (s *Server) requestProtect(ctx context.Context, who, name string, req api.O
 	if m.Site == req.To {
 		return none, switchback.Errorf(switchback.CodeInvalid, "VM %s is at site %s: the target must be another site", name, req.To)
 	}
-	source, err := s.healthyAgent(ctx, m.Site)
+	at, err := s.store.Agent(ctx, m.Agent) // it is up: it has just named the VM
 	if err != nil {
 		return none, err
 	}
+	source := s.agentView(at)
 	target, err := s.healthyAgent(ctx, req.To)
 	if err != nil {
+		return none, err
+	}
+	if err := pairReachable(source, target); err != nil {
 		return none, err
 	}
 	// What would never do comes before what a start of the VM would mend.
@@ -297,7 +301,7 @@ func (s *Server) requestProtect(ctx context.Context, who, name string, req api.O
 		Epoch: 1, Policy: policy, Disks: disks, Networks: req.Networks, CreatedAt: time.Now()}
 	var prepared agentapi.PrepareReplicaResult
 	t := agentapi.Task{Key: "preflight/" + string(p.ID), Action: agentapi.ActionPrepareReplica, Protection: p.ID, Epoch: 1}
-	err = s.agentClient(target.Address).Run(ctx, t, agentapi.PrepareReplicaParams{VM: p.VM, Name: p.Name, Disks: disks, Policy: policy, DryRun: true}, &prepared, nil)
+	err = s.agentClient(target.ID).Run(ctx, t, agentapi.PrepareReplicaParams{VM: p.VM, Name: p.Name, Disks: disks, Policy: policy, DryRun: true}, &prepared, nil)
 	if err != nil {
 		return none, err
 	}

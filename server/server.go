@@ -37,8 +37,10 @@ type Config struct {
 	// into join tokens: how agents and clients reach the server, and the other
 	// servers on its store. Default: Listen.
 	Listen, Addresses []string
-	Logger            *slog.Logger
-	Version           string
+	// Unreachable: agents cannot dial the server, so it keeps lines to them.
+	Unreachable bool
+	Logger      *slog.Logger
+	Version     string
 }
 
 // Server is the control plane. Make it with Open, run it with Run.
@@ -52,6 +54,8 @@ type Server struct {
 	ca        *transport.CA
 	creds     *transport.Credentials
 	agents    *http.Client
+	inbound   *transport.Inbound
+	rotating  sync.Mutex // of steps of the CA's rotation
 	runner    *operation.Runner
 }
 
@@ -69,6 +73,9 @@ func Open(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, switchback.Errorf(switchback.CodeInvalid, "a server needs a state directory and an address to listen on")
 	}
 	announced := cfg.Addresses
+	if cfg.Unreachable {
+		announced = nil // nobody can dial them
+	}
 	if len(cfg.Addresses) == 0 {
 		cfg.Addresses = cfg.Listen
 	}
@@ -103,12 +110,10 @@ func (s *Server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.agents = transport.NewHTTPClient(transport.ClientConfig{Credentials: s.creds, Want: func(id transport.Identity) error {
-		if id.Role != transport.RoleAgent {
-			return switchback.Errorf(switchback.CodeUnauthorized, "%s is not an agent", id)
-		}
-		return nil
-	}})
+	s.connect()
+	if err := s.enforce(ctx); err != nil {
+		return err
+	}
 	s.runner, err = operation.NewRunner(operation.Config{Store: s.store, Definitions: s.definitions(), Owner: owner, Now: s.store.Now, Logger: s.log})
 	return err
 }
@@ -137,7 +142,7 @@ func (s *Server) identify(ctx context.Context) error {
 // issueTo returns the credentials in dir, issued anew when missing or near their end.
 func (s *Server) issueTo(dir string, id transport.Identity, ttl time.Duration) (*transport.Credentials, error) {
 	c, err := transport.LoadCredentials(dir)
-	if err == nil && time.Until(c.Expires()) > ttl/3 && c.Identity() == id {
+	if err == nil && s.fits(c, ttl) && c.Identity() == id {
 		return c, nil
 	}
 	if err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
@@ -170,6 +175,10 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		})
 	}
+	wg.Go(func() { s.keepTrust(ctx) })
+	if s.cfg.Unreachable {
+		wg.Go(func() { s.keepLines(ctx) })
+	}
 	wg.Go(func() { s.scheduleDrills(ctx) })
 	wg.Go(func() {
 		if err := s.runner.Run(ctx); err != nil {
@@ -187,6 +196,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	cancel()
 	srv.Close()
+	s.inbound.Close()
 	wg.Wait()
 	return err
 }

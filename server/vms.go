@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -12,6 +13,7 @@ import (
 	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/replicator"
 	"github.com/switchback-dr/switchback/store"
+	"github.com/switchback-dr/switchback/transport"
 )
 
 // silentAfter is how long an agent may be silent before it counts as down.
@@ -19,8 +21,8 @@ const silentAfter = 10 * time.Second
 
 func runCheckpoint(e switchback.Epoch) string { return replicator.CheckpointName(e, 0) }
 
-func (s *Server) agentClient(address string) *agentapi.Client {
-	return &agentapi.Client{HTTP: s.agents, Address: address}
+func (s *Server) agentClient(id switchback.AgentID) *agentapi.Client {
+	return &agentapi.Client{HTTP: s.agents, Address: transport.AgentName(id)}
 }
 
 func (s *Server) agentView(a store.Agent) api.Agent {
@@ -56,7 +58,8 @@ func (s *Server) agentViews(ctx context.Context, site switchback.SiteID) ([]api.
 	return views, nil
 }
 
-// healthyAgent chooses the agent of a site that works for a VM.
+// healthyAgent chooses the agent of a site that keeps a replica: of those that
+// are up, the one with the most room.
 func (s *Server) healthyAgent(ctx context.Context, site switchback.SiteID) (api.Agent, error) {
 	if _, err := s.store.Site(ctx, site); switchback.CodeOf(err) == switchback.CodeNotFound {
 		return api.Agent{}, switchback.Errorf(switchback.CodeNotFound, "there is no site %q", site).WithHint("'switchback site list' shows them, 'switchback site add' makes one")
@@ -67,12 +70,9 @@ func (s *Server) healthyAgent(ctx context.Context, site switchback.SiteID) (api.
 	if err != nil {
 		return api.Agent{}, err
 	}
-	why := "it has no agent"
-	for _, v := range views {
-		if v.Healthy {
-			return v, nil
-		}
-		why = "agent " + string(v.ID) + ": " + v.Reason
+	best, why := mostRoom(views)
+	if best != nil {
+		return *best, nil
 	}
 	return api.Agent{}, switchback.Errorf(switchback.CodeUnavailable, "site %s has no healthy agent: %s", site, why).
 		WithHint("start 'switchback agent' there, or join one: switchback site add / agent join")
@@ -82,7 +82,7 @@ func (s *Server) healthyAgent(ctx context.Context, site switchback.SiteID) (api.
 func (s *Server) ask(ctx context.Context, a store.Agent) store.Agent {
 	ctx, cancel := context.WithTimeout(ctx, 1500*time.Millisecond)
 	defer cancel()
-	st, err := s.agentClient(a.Address).Status(ctx)
+	st, err := s.agentClient(a.ID).Status(ctx)
 	if err != nil {
 		return a
 	}
@@ -211,7 +211,7 @@ func (s *Server) points(ctx context.Context, p switchback.Protection) ([]switchb
 	if err != nil {
 		return nil, err
 	}
-	return s.agentClient(a.Address).Points(ctx, p.ID)
+	return s.agentClient(a.ID).Points(ctx, p.ID)
 }
 
 // machines lists the VMs of all sites whose agents answer.
@@ -229,12 +229,15 @@ func (s *Server) machines(ctx context.Context, site switchback.SiteID) ([]api.Ma
 		if !s.agentView(a).Healthy {
 			continue
 		}
-		inv, err := s.agentClient(a.Address).Inventory(ctx)
+		inv, err := s.agentClient(a.ID).Inventory(ctx)
 		if err != nil {
 			return nil, err
 		}
 		for _, d := range inv.Domains {
-			m := api.Machine{Site: a.Site, Domain: d}
+			if slices.ContainsFunc(list, func(m api.Machine) bool { return m.Site == a.Site && m.Domain.UUID == d.UUID }) {
+				continue // two agents on one hypervisor
+			}
+			m := api.Machine{Site: a.Site, Agent: a.ID, Domain: d}
 			for _, p := range protections {
 				if p.VM == d.UUID {
 					m.Protection, m.Role = p.ID, "active"

@@ -108,6 +108,19 @@ func (s *Store) Agents(ctx context.Context, site switchback.SiteID) ([]Agent, er
 	return agents, nil
 }
 
+// AgentAddresses returns the addresses of all agents.
+func (s *Store) AgentAddresses(ctx context.Context) (map[switchback.AgentID]string, error) {
+	var rows []agentRow
+	if err := s.read.NewSelect().Model(&rows).Column("id", "address").Scan(ctx); err != nil {
+		return nil, failure("addresses of agents", err)
+	}
+	list := make(map[switchback.AgentID]string, len(rows))
+	for _, r := range rows {
+		list[switchback.AgentID(r.ID)] = r.Address
+	}
+	return list, nil
+}
+
 // DeleteAgent removes an agent. CodeNotFound: there is none.
 func (s *Store) DeleteAgent(ctx context.Context, id switchback.AgentID) error {
 	n, err := changed(s.write.NewDelete().Model((*agentRow)(nil)).Where("id = ?", string(id)).Exec(ctx))

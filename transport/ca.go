@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -32,14 +33,21 @@ const (
 	backdate = 10 * time.Minute
 )
 
-// CA is the certificate authority of one installation. It may be used from
-// several goroutines.
+// CA is the certificate authority of one installation, while it is replaced
+// both the old and the new one (see RotationPhase). It may be used from several
+// goroutines.
 type CA struct {
+	state atomic.Pointer[caState]
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// caState is one immutable generation.
+type caState struct {
 	key          *ecdsa.PrivateKey
 	cert         *x509.Certificate
 	installation string
-	// Now is the clock; nil means time.Now.
-	Now func() time.Time
+	other        *rotating // nil while there is one authority
 }
 
 // NewCA makes the authority of a new installation. It is stored nowhere yet: see PEM.
@@ -72,22 +80,34 @@ func NewCA(installation string) (*CA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make CA certificate: %w", err)
 	}
-	return &CA{key: key, cert: cert, installation: installation}, nil
+	ca := &CA{}
+	ca.state.Store(&caState{key: key, cert: cert, installation: installation})
+	return ca, nil
 }
 
 // PEM returns key and certificate of the authority: whoever has it can make
 // itself any agent, server or administrator of the installation.
 func (ca *CA) PEM() ([]byte, error) {
-	keyPEM, err := encodeKey(ca.key)
+	s := ca.state.Load()
+	out, err := encodeKey(s.key)
 	if err != nil {
 		return nil, err
 	}
-	return append(keyPEM, ca.CertificatePEM()...), nil
+	out = append(out, encodeCertificate(s.cert.Raw)...)
+	if s.other == nil {
+		return out, nil
+	}
+	rotation, err := s.other.encode()
+	return append(out, rotation...), err
 }
 
 // ParseCA is the inverse of CA.PEM. CodeCorrupt: it is not.
 func ParseCA(data []byte) (*CA, error) {
-	b, err := parseBundle(data)
+	signing, other, err := cutRotation(data)
+	if err != nil {
+		return nil, err
+	}
+	b, err := parseBundle(signing)
 	if err != nil {
 		return nil, switchback.Errorf(switchback.CodeCorrupt, "%v", err)
 	}
@@ -95,7 +115,9 @@ func ParseCA(data []byte) (*CA, error) {
 	if !ok || len(b.certs) != 1 || !b.certs[0].IsCA || len(b.certs[0].URIs) != 1 || !key.PublicKey.Equal(b.certs[0].PublicKey) {
 		return nil, switchback.Errorf(switchback.CodeCorrupt, "not a certificate authority of Switchback")
 	}
-	return &CA{key: key, cert: b.certs[0], installation: b.certs[0].URIs[0].Host}, nil
+	ca := &CA{}
+	ca.state.Store(&caState{key: key, cert: b.certs[0], installation: b.certs[0].URIs[0].Host, other: other})
+	return ca, nil
 }
 
 // CreateCA makes the authority of a new installation and stores it in dir,
@@ -108,14 +130,22 @@ func CreateCA(dir, installation string) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := ca.PEM()
-	if err != nil {
+	if err := SaveCA(dir, ca); err != nil {
 		return nil, err
 	}
-	if err := durable.WriteFile(filepath.Join(dir, caFile), data, 0o600); err != nil {
-		return nil, fmt.Errorf("store CA: %w", err)
-	}
 	return OpenCA(dir)
+}
+
+// SaveCA stores an authority in dir, replacing what was there at once or not at all.
+func SaveCA(dir string, ca *CA) error {
+	data, err := ca.PEM()
+	if err != nil {
+		return err
+	}
+	if err := durable.WriteFile(filepath.Join(dir, caFile), data, 0o600); err != nil {
+		return fmt.Errorf("store CA: %w", err)
+	}
+	return nil
 }
 
 // OpenCA loads what CreateCA stored. CodeNotFound: there is none.
@@ -136,13 +166,13 @@ func OpenCA(dir string) (*CA, error) {
 }
 
 // Installation returns the name of the trust domain.
-func (ca *CA) Installation() string { return ca.installation }
+func (ca *CA) Installation() string { return ca.state.Load().installation }
 
-// CertificatePEM returns the authority's certificate.
-func (ca *CA) CertificatePEM() []byte { return encodeCertificate(ca.cert.Raw) }
+// CertificatePEM returns the certificate of the authority that signs.
+func (ca *CA) CertificatePEM() []byte { return encodeCertificate(ca.state.Load().cert.Raw) }
 
-// Fingerprint returns the SHA-256 of the authority's certificate, hexadecimal.
-func (ca *CA) Fingerprint() string { return fingerprint(ca.cert) }
+// Fingerprint returns the SHA-256 of the signing authority's certificate, hexadecimal.
+func (ca *CA) Fingerprint() string { return fingerprint(ca.state.Load().cert) }
 
 func fingerprint(cert *x509.Certificate) string {
 	sum := sha256.Sum256(cert.Raw)
@@ -162,8 +192,9 @@ func (ca *CA) Sign(csrPEM []byte, id Identity, ttl time.Duration) (certPEM []byt
 	if err := id.Validate(); err != nil {
 		return nil, err
 	}
-	if id.Installation != ca.installation {
-		return nil, switchback.Errorf(switchback.CodeInvalid, "%s is not of installation %s", id, ca.installation)
+	s := ca.state.Load()
+	if id.Installation != s.installation {
+		return nil, switchback.Errorf(switchback.CodeInvalid, "%s is not of installation %s", id, s.installation)
 	}
 	csr, err := parseCSR(csrPEM)
 	if err != nil {
@@ -179,7 +210,7 @@ func (ca *CA) Sign(csrPEM []byte, id Identity, ttl time.Duration) (certPEM []byt
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, csr.PublicKey, ca.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, s.cert, csr.PublicKey, s.key)
 	if err != nil {
 		return nil, fmt.Errorf("sign certificate of %s: %w", id, err)
 	}
@@ -197,7 +228,7 @@ func (ca *CA) Issue(id Identity, ttl time.Duration) (*Credentials, error) {
 	if err != nil {
 		return nil, err
 	}
-	return NewCredentials(cert, keyPEM, ca.CertificatePEM())
+	return NewCredentials(cert, keyPEM, ca.BundlePEM())
 }
 
 // NewKeyAndCSR makes an ECDSA P-256 key and a request for a certificate, which

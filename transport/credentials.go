@@ -25,17 +25,21 @@ const credentialsFile = "identity.pem"
 // believed. They can be replaced while in use; connections made from then on
 // use the new ones. They may be used from several goroutines.
 type Credentials struct {
-	held atomic.Pointer[held]
+	held     atomic.Pointer[held]
+	requests requests
 }
 
 // held is one immutable generation.
 type held struct {
-	identity  Identity
-	leaf      *x509.Certificate
-	tls       tls.Certificate // leaf and CA certificates, so that a joining agent sees the CA
-	roots     *x509.CertPool
-	caPEM     []byte
-	bundlePEM []byte
+	identity Identity
+	leaf     *x509.Certificate
+	tls      tls.Certificate // leaf and CA certificates, so that a joining agent sees the CA
+	roots    *x509.CertPool
+	// authorities are what roots holds; revoked are agents that are refused all the same.
+	authorities []*x509.Certificate
+	revoked     map[string]bool
+	caPEM       []byte
+	bundlePEM   []byte
 }
 
 // NewCredentials checks that certificate, key and CA certificates (one or more)
@@ -76,6 +80,7 @@ func newHeld(certPEM, keyPEM, caPEM []byte) (*held, error) {
 	h.tls = tls.Certificate{Certificate: [][]byte{h.leaf.Raw}, PrivateKey: signer, Leaf: h.leaf}
 	for _, ca := range authority.certs {
 		h.roots.AddCert(ca)
+		h.authorities = append(h.authorities, ca)
 		h.tls.Certificate = append(h.tls.Certificate, ca.Raw)
 	}
 	if _, err := h.leaf.Verify(x509.VerifyOptions{Roots: h.roots, CurrentTime: h.leaf.NotBefore, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
@@ -120,13 +125,19 @@ func LoadCredentials(dir string) (*Credentials, error) {
 }
 
 // Replace makes everything that uses c use n's certificate, key and authorities
-// from the next connection on. The identity must be the same.
+// from the next connection on. The identity must be the same; what c refuses as
+// revoked stays so.
 func (c *Credentials) Replace(n *Credentials) error {
 	if was, is := c.Identity(), n.Identity(); was != is {
 		return switchback.Errorf(switchback.CodeInvalid, "cannot replace the credentials of %s by those of %s", was, is)
 	}
-	c.held.Store(n.held.Load())
-	return nil
+	for {
+		was, next := c.held.Load(), *n.held.Load()
+		next.revoked = was.revoked
+		if c.held.CompareAndSwap(was, &next) {
+			return nil
+		}
+	}
 }
 
 // Identity returns whom the certificate speaks for.

@@ -29,6 +29,28 @@
 // that very CA. The server keeps only the secret's hash, and gives back a
 // certificate for the key the agent proved to have.
 //
+// # Lines
+//
+// Who cannot be dialled keeps a line (Outbound) to each party that has to call
+// it; that party (Inbound) asks over the control connection for data connections,
+// on which the roles of client and server are exchanged. A line is a request to
+// DialInPath that is upgraded to "switchback-line/1":
+//
+//	Switchback-Line: control    the other side then says "ping" every 2 s, answered
+//	                            by "pong", and "open" for each connection it needs,
+//	                            answered by a data connection or "failed WHY"
+//	Switchback-Line: data       the other side then sends requests of HTTP/1.1
+//	Switchback-Session: TEXT    ties data connections to their control connection
+//	Switchback-Address: H:P     where the side that dialled would be reached, if it can be
+//
+// Each line of text ends in a newline; 8 s without one end the line. A peer that
+// dials in is called by its name (AgentName, ServerName) instead of an address.
+//
+// # Who is believed no more
+//
+// Credentials believe several authorities while one replaces another (CA.Next), and
+// refuse revoked agents: in the handshake, at each request, and in the middle of one.
+//
 // # Errors
 //
 // Every error is a *switchback.Error and crosses the wire as

@@ -21,7 +21,13 @@ func Authenticate(c *Credentials, next http.Handler) http.Handler {
 				WriteError(w, err)
 				return
 			}
-			r = r.WithContext(context.WithValue(r.Context(), peerKey{}, id))
+			var done func()
+			r, done = c.requests.begin(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, id)), id)
+			defer done()
+			if _, err := c.verify(r.TLS.PeerCertificates, time.Now()); err != nil { // revoked just now
+				WriteError(w, err)
+				return
+			}
 		}
 		next.ServeHTTP(w, r)
 	})

@@ -63,6 +63,8 @@ func (c *Credentials) verify(chain []*x509.Certificate, now time.Time) (Identity
 	var unknown x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError
 	switch {
+	case err == nil && idErr == nil && id.Role == RoleAgent && h.revoked[id.ID]:
+		return Identity{}, revokedError(id)
 	case err == nil && idErr == nil && id.Installation == h.identity.Installation:
 		return id, nil
 	case err == nil && idErr != nil:

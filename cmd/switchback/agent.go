@@ -1,20 +1,18 @@
 package main
 
 import (
-	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agent"
+	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/hypervisor/libvirt"
 	"github.com/switchback-dr/switchback/seal"
 )
 
-// agentCommand runs the agent; its subcommands join and list.
+// agentCommand runs the agent; its subcommands join, list and so on.
 func (c *cli) agentCommand() *cobra.Command {
 	var cfg agent.Config
 	var libvirtSocket, platform, logLevel string
@@ -66,7 +64,7 @@ func (c *cli) agentCommand() *cobra.Command {
 		defer hv.Close()
 		cfg.Hypervisor, cfg.Logger, cfg.Version = hv, log, version
 		cfg.Credentials, cfg.Address, cfg.ServerAddress, cfg.Servers = joined.Credentials, joined.Address, joined.Server, joined.Servers
-		if cfg.Listen == "" {
+		if cfg.Reachable = joined.Reachable; cfg.Listen == "" && cfg.Reachable != agentapi.ReachableNo {
 			cfg.Listen = joined.Address
 		}
 		a, err := agent.New(cfg)
@@ -75,20 +73,6 @@ func (c *cli) agentCommand() *cobra.Command {
 		}
 		return a.Run(cmd.Context())
 	}
-
-	var address string
-	join := &cobra.Command{Use: "join TOKEN", Short: "Join a site with a one-time token", Args: one("TOKEN"), RunE: func(cmd *cobra.Command, args []string) error {
-		if !strings.Contains(address, ":") {
-			return switchback.Errorf(switchback.CodeInvalid, "--address HOST:PORT is needed: how the server and the other agents reach this agent")
-		}
-		id, err := agent.Join(cmd.Context(), cfg.StateDir, args[0], address, version)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(c.out, "joined as %s; credentials are in %s\nrun it: switchback agent --state %s\n", id, filepath.Join(cfg.StateDir, "identity"), cfg.StateDir)
-		return nil
-	}}
-	join.Flags().StringVar(&address, "address", "", "how this agent is reached, host:port")
 
 	list := &cobra.Command{Use: "list", Short: "List all agents", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		cl, err := c.client()
@@ -106,11 +90,11 @@ func (c *cli) agentCommand() *cobra.Command {
 					if !a.Healthy {
 						health = a.Reason
 					}
-					row("%s\t%s\t%s\t%s\t%s\t%s", a.ID, a.Site, a.Address, a.Version, ago(a.LastSeen), health)
+					row("%s\t%s\t%s\t%s\t%s\t%s", a.ID, a.Site, addressText(a.Address), a.Version, ago(a.LastSeen), health)
 				}
 			})
 		})
 	}}
-	cmd.AddCommand(join, list)
+	cmd.AddCommand(append(c.agentTrustCommands(&cfg.StateDir), list)...)
 	return cmd
 }

@@ -41,6 +41,7 @@ import (
 //	rename OLD NEW              of a file or folder
 //	postgres                    start PostgreSQL; $POSTGRES is an empty database
 //	start-agent SITE [VM...]    join a scripted agent of the site, whose hypervisor runs these VMs
+//	admit-by-hand SITE DIR      an agent joins that cannot reach the server; its state is in DIR
 //	stop-agent SITE             it neither answers nor reports any more
 //	agent-fails SITE ACTION     its next such action fails
 //	idle                        wait until no operation is under way
@@ -83,6 +84,9 @@ func TestScripts(t *testing.T) {
 			},
 			"start-agent": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(ts.Value("world").(*world).join(args[0], args[1:]))
+			},
+			"admit-by-hand": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(ts.Value("world").(*world).admitByHand(args[0], args[1]))
 			},
 			"stop-agent": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Value("world").(*world).agents[args[0]].stop()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -38,6 +39,11 @@ func (c *cli) serverCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringSliceVar(&cfg.Listen, "listen", []string{"127.0.0.1:7443"}, "addresses to listen on")
 	f.StringSliceVar(&cfg.Addresses, "address", nil, "how agents and clients reach the server, or each of several servers (default: the listening addresses)")
+	f.Func("reachable", "true, or false where agents cannot open connections to the server: it opens them then", func(v string) error {
+		ok, err := strconv.ParseBool(v)
+		cfg.Unreachable = !ok
+		return err
+	})
 	f.StringVar(&cfg.Store, "store", os.Getenv("SWITCHBACK_STORE"), "postgres://… to share a PostgreSQL database with other servers (default: an embedded database in STATE)")
 	f.StringVar(&cfg.KeyFile, "key-file", "", "key of the CA in the PostgreSQL database (default STATE/installation.key); copy it to every server")
 	f.StringVar(&cfg.Backup.Dir, "backup-dir", "", "directory that gets backups of the embedded database")
@@ -45,7 +51,7 @@ func (c *cli) serverCommand() *cobra.Command {
 	f.IntVar(&cfg.Backup.Keep, "backup-keep", 24, "how many backups are kept")
 	f.StringVar(&s3, "backup-s3", "", "file that names an S3 bucket for copies of the backups, JSON: endpoint, bucket, prefix, region, credentials_file")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
-	cmd.AddCommand(c.serverMigrateCommand(&cfg), c.serverBackupCommand(&cfg), c.serverRestoreCommand(&cfg))
+	cmd.AddCommand(c.serverMigrateCommand(&cfg), c.serverBackupCommand(&cfg), c.serverRestoreCommand(&cfg), c.serverCACommand())
 	return cmd
 }
 

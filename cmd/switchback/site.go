@@ -35,7 +35,7 @@ func (c *cli) siteCommand() *cobra.Command {
 						if a.Status != nil {
 							free = bytesText(a.Status.Storage.FreeBytes)
 						}
-						row("%s\t%s\t%s\t%s\t%s", s.ID, a.ID, a.Address, health, free)
+						row("%s\t%s\t%s\t%s\t%s", s.ID, a.ID, addressText(a.Address), health, free)
 					}
 				}
 			})
@@ -56,7 +56,7 @@ func (c *cli) siteCommand() *cobra.Command {
 			return err
 		}
 		return c.show(t, func(w io.Writer) {
-			fmt.Fprintf(w, "site %s; on its host, once, until %s:\n\n  switchback agent join --address HOST:PORT %s\n", id, t.Expires.Local().Format("2006-01-02 15:04"), t.Token)
+			fmt.Fprintf(w, "site %s; on its host, once, until %s:\n\n  switchback agent join --address HOST:PORT %s\n\n(--reachable=false instead of an address where nothing can connect to it)\n", id, t.Expires.Local().Format("2006-01-02 15:04"), t.Token)
 		})
 	}}
 	add.Flags().DurationVar(&valid, "valid-for", time.Hour, "how long the token can be used")
@@ -67,6 +67,6 @@ func (c *cli) siteCommand() *cobra.Command {
 		}
 		return cl.DeleteSite(cmd.Context(), switchback.SiteID(args[0]))
 	}}
-	cmd.AddCommand(list, add, remove)
+	cmd.AddCommand(list, add, remove, c.siteAdmitCommand())
 	return cmd
 }

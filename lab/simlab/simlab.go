@@ -48,6 +48,8 @@ type Config struct {
 	Executable string
 	// Environment adds to that of server or agent, "KEY=value"; nil = nothing.
 	Environment func(name string) []string
+	// Places are where server and agents run; one without runs on loopback.
+	Places map[string]Place
 }
 
 // Lab is a running lab.
@@ -75,7 +77,9 @@ func Up(ctx context.Context, cfg Config) (_ *Lab, err error) {
 		}
 	}()
 	for _, name := range []string{Server, Primary, Recovery} {
-		if l.ports[name], err = freePort(); err != nil {
+		if cfg.Places[name].Enter != nil {
+			l.ports[name] = placedPort
+		} else if l.ports[name], err = freePort(); err != nil {
 			return nil, err
 		}
 	}
@@ -103,13 +107,8 @@ func Up(ctx context.Context, cfg Config) (_ *Lab, err error) {
 		if err := client.CreateSite(ctx, switchback.SiteID(site)); err != nil {
 			return nil, err
 		}
-		token, err := client.MintToken(ctx, switchback.SiteID(site), 10*time.Minute)
-		if err != nil {
-			return nil, err
-		}
-		out, err := exec.CommandContext(ctx, cfg.Executable, "agent", "join", "--state", l.StateDir(site), "--address", l.address(site), token.Token).CombinedOutput()
-		if err != nil {
-			return nil, fmt.Errorf("agent of %s cannot join: %w: %s", site, err, out)
+		if err := l.join(ctx, client, site); err != nil {
+			return nil, fmt.Errorf("agent of %s cannot join: %w", site, err)
 		}
 		if err := l.Start(ctx, site); err != nil {
 			return nil, err
@@ -133,7 +132,11 @@ func freePort() (int, error) {
 }
 
 func (l *Lab) address(name string) string {
-	return net.JoinHostPort("127.0.0.1", fmt.Sprint(l.ports[name]))
+	host := "127.0.0.1"
+	if p := l.cfg.Places[name]; p.Host != "" {
+		host = p.Host
+	}
+	return net.JoinHostPort(host, fmt.Sprint(l.ports[name]))
 }
 
 // PowerLog is where both hosts note what runs.
@@ -167,10 +170,20 @@ func (l *Lab) command(name string) *exec.Cmd {
 	case isHost:
 		return exec.Command(l.cfg.Executable, "lab", "simulated-hypervisor", l.HostDir(site))
 	case name == Server:
-		cmd = exec.Command(l.cfg.Executable, "server", "--state", filepath.Join(l.cfg.Dir, "server"), "--listen", l.address(Server))
+		args := []string{"server", "--state", filepath.Join(l.cfg.Dir, "server"), "--listen", l.address(Server)}
+		if l.cfg.Places[Server].Unreachable {
+			args = append(args, "--reachable=false")
+		} else if l.cfg.Places[Server].Host != "" {
+			args = append(args, "--address", l.address(Server))
+		}
+		cmd = l.cfg.Places[name].command(l.cfg.Executable, args...)
 	default:
-		cmd = exec.Command(l.cfg.Executable, "agent", "--state", l.StateDir(name), "--run", l.RunDir(name), "--listen", l.address(name),
-			"--storage-reserve", fmt.Sprint(1<<20), "--hypervisor", "simulated:"+l.HostDir(name))
+		args := []string{"agent", "--state", l.StateDir(name), "--run", l.RunDir(name),
+			"--storage-reserve", fmt.Sprint(1 << 20), "--hypervisor", "simulated:" + l.HostDir(name)}
+		if !l.cfg.Places[name].Unreachable {
+			args = append(args, "--listen", l.address(name))
+		}
+		cmd = l.cfg.Places[name].command(l.cfg.Executable, args...)
 	}
 	cmd.Env = os.Environ()
 	if l.cfg.Environment != nil {
@@ -195,6 +208,9 @@ func (l *Lab) Start(ctx context.Context, name string) error {
 			conn.Close()
 		}
 		return err
+	}
+	if name != Server && l.cfg.Places[name].Enter != nil {
+		return nil // it cannot be seen from here: AwaitAgent
 	}
 	if site, ok := strings.CutSuffix(name, "-hypervisor"); ok {
 		ready = func() error { _, err := l.drivers[site].Host(ctx); return err }

@@ -89,6 +89,17 @@ func settings(t *testing.T, s *store.Store) {
 	same(t, must(s.EnsureSetting(ctx, "installation", "two"))(t), "one")
 	ok(t, s.SetSetting(ctx, "installation", "three"))
 	same(t, must(s.Setting(ctx, "installation"))(t), "three")
+	ok(t, s.SwapSetting(ctx, "installation", "three", "four"))
+	code(t, s.SwapSetting(ctx, "installation", "three", "five"), switchback.CodeConflict)
+	code(t, s.SwapSetting(ctx, "none", "", "one"), switchback.CodeConflict)
+	same(t, must(s.Setting(ctx, "installation"))(t), "four")
+	ok(t, s.SetSetting(ctx, "list/one", "1"))
+	ok(t, s.SetSetting(ctx, "list/two%", "2"))
+	ok(t, s.SetSetting(ctx, "lists", "3"))
+	same(t, must(s.SettingsUnder(ctx, "list/"))(t), map[string]string{"one": "1", "two%": "2"})
+	ok(t, s.DeleteSetting(ctx, "list/one"))
+	ok(t, s.DeleteSetting(ctx, "list/one"))
+	same(t, must(s.SettingsUnder(ctx, "list/"))(t), map[string]string{"two%": "2"})
 }
 
 func sitesAndAgents(t *testing.T, s *store.Store) {

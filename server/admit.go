@@ -1,0 +1,36 @@
+package server
+
+import (
+	"net/http"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/transport"
+)
+
+// admitAgent lets an agent join that cannot reach this server: an administrator
+// has carried its request here, and carries the answer back. It may be repeated.
+func (s *Server) admitAgent(r *http.Request) (any, error) {
+	var req api.AdmitRequest
+	if err := transport.ReadJSON(r, &req); err != nil {
+		return nil, err
+	}
+	site := switchback.SiteID(r.PathValue("site"))
+	join, err := transport.ParseJoinText[transport.JoinRequest](transport.RequestPrefix, req.Request)
+	if err != nil {
+		return nil, err
+	}
+	id, err := transport.AgentIDFor([]byte(join.CSRPEM))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := s.enrol(r.Context(), site, id, join, s.store.Now())
+	if err != nil {
+		return nil, err
+	}
+	// The agent calls this server at its address, or over the lines that it opens.
+	if resp.Server = transport.ServerName; !s.cfg.Unreachable {
+		resp.Server = s.cfg.Addresses[0]
+	}
+	return api.AdmitAnswer{Agent: id, Site: site, Answer: transport.JoinText(transport.AnswerPrefix, resp)}, nil
+}
