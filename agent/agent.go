@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -103,6 +104,12 @@ type Agent struct {
 	fences  fences
 	server  *http.Client // of the control plane
 
+	// records are the server's, kept for the day it is lost. answered is when it
+	// last took a report, in Unix nanoseconds; adopt serialises adoptions.
+	records  *records
+	answered atomic.Int64
+	adopt    sync.Mutex
+
 	mu  sync.Mutex
 	vms map[switchback.ProtectionID]*vm
 }
@@ -116,6 +123,9 @@ func New(cfg Config) (*Agent, error) {
 	a.server = transport.NewHTTPClient(transport.ClientConfig{Credentials: cfg.Credentials, Want: transport.AnyServer})
 	list, err := loadAssignments(a.assignmentDir())
 	if err != nil {
+		return nil, err
+	}
+	if a.records, err = loadRecords(filepath.Join(cfg.StateDir, "records")); err != nil {
 		return nil, err
 	}
 	for _, as := range list {
@@ -140,6 +150,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	srv := transport.NewHTTPServer(a.cfg.Credentials, a.handler(), a.log)
+	srv.Handler = a.adoptable(srv.Handler)
 	var wg sync.WaitGroup
 	wg.Go(func() { a.watchEvents(ctx) })
 	wg.Go(func() { a.expireDrills(ctx) })
@@ -212,7 +223,7 @@ func (a *Agent) forget(id switchback.ProtectionID) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.vms, id)
-	return nil
+	return a.records.forget(id)
 }
 
 // watchEvents hands I/O errors to the engines, and turns off at once what is

@@ -34,6 +34,9 @@ func identityDir(stateDir string) string { return filepath.Join(stateDir, "ident
 // LoadIdentity reads what Join stored.
 func LoadIdentity(stateDir string) (Identity, error) {
 	var id Identity
+	if _, err := finishAdoption(stateDir); err != nil {
+		return id, err
+	}
 	creds, err := transport.LoadCredentials(identityDir(stateDir))
 	if switchback.CodeOf(err) == switchback.CodeNotFound {
 		return id, switchback.Errorf(switchback.CodeRefused, "this agent has not joined a site").
@@ -73,6 +76,9 @@ func Join(ctx context.Context, stateDir, token, address, version string) (transp
 	}
 	creds, err := transport.NewCredentials([]byte(resp.CertificatePEM), key, []byte(resp.CAPEM))
 	if err != nil {
+		return transport.Identity{}, err
+	}
+	if err := SetRecoveryKey(stateDir, resp.RecoveryKey); err != nil {
 		return transport.Identity{}, err
 	}
 	if err := transport.SaveCredentials(dir, creds); err != nil {

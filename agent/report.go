@@ -25,6 +25,11 @@ func (a *Agent) report(ctx context.Context) {
 			answer, err := transport.Call[agentapi.ReportAnswer](c, a.server, http.MethodPost, "https://"+address+"/v1/agents/report", a.Status(c))
 			a.servers.answered(address, err)
 			a.learnServers(answer.Servers)
+			a.learnRecoveryKey(answer.RecoveryKey)
+			a.keepRecords(answer.Records)
+			if err == nil {
+				a.answered.Store(time.Now().UnixNano())
+			}
 			return err
 		}()
 		if (err != nil) != lost && ctx.Err() == nil {
@@ -65,6 +70,9 @@ func (v *vm) status() agentapi.VMStatus {
 	a, replica, engine, cond, retained, far := v.a, v.replica, v.engine, v.cond, v.retained, v.far
 	v.mu.Unlock()
 	st := agentapi.VMStatus{Protection: a.Protection, Role: a.Role, Epoch: a.Epoch, Drills: drillStatus(a)}
+	if rec, ok := v.agent.records.of(a.Protection); ok {
+		st.RecordVersion = rec.Protection.Version
+	}
 	if cond != nil {
 		st.Conditions = append(st.Conditions, *cond)
 	}

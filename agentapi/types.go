@@ -6,6 +6,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/replicator"
 )
 
@@ -40,6 +41,10 @@ type Task struct {
 type ReportAnswer struct {
 	// Servers are the addresses of all servers of the installation; none = unknown.
 	Servers []string `json:"servers,omitempty"`
+	// Records are of VMs whose copy at the agent is older; RecoveryKey is the public
+	// half of the installation's.
+	Records     []recovery.Record `json:"records,omitempty"`
+	RecoveryKey string            `json:"recovery_key,omitempty"`
 }
 
 // TaskState is how a task stands.
@@ -95,6 +100,8 @@ type VMStatus struct {
 	Conditions []switchback.Condition `json:"conditions,omitempty"`
 	// Drills run here, or left something.
 	Drills []DrillStatus `json:"drills,omitempty"`
+	// RecordVersion is of the copy of the server's record that the agent keeps.
+	RecordVersion int64 `json:"record_version,omitempty"`
 }
 
 // ReplicaStatus describes a replica at its target.

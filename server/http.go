@@ -85,6 +85,7 @@ func (s *Server) handler() http.Handler {
 	})
 
 	s.routePoints(admin)
+	s.routeAdoption(admin)
 	admin("GET /v1/operations", func(r *http.Request) (any, error) {
 		q := r.URL.Query()
 		limit, _ := strconv.Atoi(q.Get("limit"))
@@ -192,5 +193,8 @@ func (s *Server) takeReport(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return agentapi.ReportAnswer{Servers: s.announced}, s.store.TouchAgent(r.Context(), switchback.AgentID(id.ID), st.Address, st.Version, s.store.Now(), raw)
+	if err := s.store.TouchAgent(r.Context(), switchback.AgentID(id.ID), st.Address, st.Version, s.store.Now(), raw); err != nil {
+		return nil, err
+	}
+	return s.reportAnswer(r.Context(), st)
 }

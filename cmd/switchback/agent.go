@@ -110,6 +110,6 @@ func (c *cli) agentCommand() *cobra.Command {
 			})
 		})
 	}}
-	cmd.AddCommand(join, list)
+	cmd.AddCommand(join, list, c.agentRecoveryKey(&cfg.StateDir))
 	return cmd
 }
