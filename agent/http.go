@@ -139,5 +139,6 @@ func (a *Agent) handler() http.Handler {
 		})))
 	})
 	a.routePeers(mux)
+	a.routeConnectivity(mux)
 	return mux
 }

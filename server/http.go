@@ -86,6 +86,7 @@ func (s *Server) handler() http.Handler {
 
 	s.routePoints(admin)
 	s.routeAdoption(admin)
+	s.routeConnectivity(mux, admin)
 	admin("GET /v1/operations", func(r *http.Request) (any, error) {
 		q := r.URL.Query()
 		limit, _ := strconv.Atoi(q.Get("limit"))

@@ -165,6 +165,8 @@ func (s *Server) takePointSteps() []operation.Step {
 type editParams struct {
 	Policy switchback.Policy `json:"policy"`
 	Paused bool              `json:"paused"`
+	// Networks replace the mapping; nil = it stays.
+	Networks map[string]string `json:"networks"`
 }
 
 func (s *Server) editSteps() []operation.Step {
@@ -176,6 +178,9 @@ func (s *Server) editSteps() []operation.Step {
 		p, err := s.update(ctx, r.Protection(), func(p *switchback.Protection) error {
 			countScheduleAnew(p, e.Policy)
 			p.Policy, p.Paused = e.Policy, e.Paused
+			if e.Networks != nil {
+				p.Networks = e.Networks
+			}
 			return nil
 		})
 		if err != nil {

@@ -167,6 +167,9 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 		if kind == recovery.Edit && req.Policy != nil {
 			e.Policy = *req.Policy
 		}
+		if kind == recovery.Edit {
+			e.Networks = req.Networks
+		}
 		if kind != recovery.Edit {
 			e.Paused = kind == recovery.Pause
 		}

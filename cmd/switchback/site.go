@@ -67,6 +67,6 @@ func (c *cli) siteCommand() *cobra.Command {
 		}
 		return cl.DeleteSite(cmd.Context(), switchback.SiteID(args[0]))
 	}}
-	cmd.AddCommand(list, add, remove, c.siteAdopt())
+	cmd.AddCommand(list, add, remove, c.siteAdopt(), c.siteTestConnectivity())
 	return cmd
 }

@@ -208,7 +208,6 @@ type loss struct {
 var away = []recovery.Kind{recovery.Failover}
 
 var losses = []loss{
-	{Kind: recovery.Protect, Step: "replica", Phase: switchback.PhaseProtected, Site: simlab.Primary},
 	{Kind: recovery.Protect, Step: "replicate", Phase: switchback.PhaseProtected, Site: simlab.Primary, Often: true},
 	{Kind: recovery.Failover, Step: "sync", Phase: switchback.PhaseProtected, Site: simlab.Primary},
 	{Kind: recovery.Failover, Step: "hold", Phase: switchback.PhaseProtected, Site: simlab.Primary},
