@@ -48,6 +48,9 @@ type Config struct {
 	Servers []string
 	// StorageReserveBytes is the free space below which a target takes no more points; default 256 MiB.
 	StorageReserveBytes int64
+	// MaxDisks bounds the disks that the agent works for, MaxCopies the first copies
+	// that are made at the same time; 0 = no limit.
+	MaxDisks, MaxCopies int
 	// KeySource wraps the data keys of encrypted replicas; nil = none can be kept here.
 	KeySource *seal.Source
 	// Objects is where old points' data may be moved to; each replica has a folder in it. nil = nowhere.

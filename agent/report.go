@@ -46,7 +46,7 @@ func (a *Agent) report(ctx context.Context) {
 
 // Status is what the agent reports.
 func (a *Agent) Status(ctx context.Context) agentapi.AgentStatus {
-	s := agentapi.AgentStatus{Version: a.cfg.Version, Address: a.cfg.Address, Time: time.Now(), Storage: a.storage()}
+	s := agentapi.AgentStatus{Version: a.cfg.Version, Address: a.cfg.Address, Time: time.Now(), Storage: a.storage(), Capacity: a.capacity()}
 	power := map[switchback.VMUUID]string{}
 	domains, err := a.hv.Domains(ctx)
 	if err != nil {

@@ -155,6 +155,8 @@ type AgentStatus struct {
 	Time    time.Time  `json:"time"`
 	Storage Storage    `json:"storage"`
 	VMs     []VMStatus `json:"vms"`
+	// Capacity is what it works for, with its limits.
+	Capacity Capacity `json:"capacity"`
 	// HypervisorError is set when the hypervisor does not answer.
 	HypervisorError string `json:"hypervisor_error,omitempty"`
 }

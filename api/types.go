@@ -18,6 +18,9 @@ import (
 type Site struct {
 	ID     switchback.SiteID `json:"id"`
 	Agents []Agent           `json:"agents"`
+	// Health is "normal", "warning" or "critical", by the gravest condition.
+	Health     string                 `json:"health,omitempty"`
+	Conditions []switchback.Condition `json:"conditions,omitempty"`
 }
 
 // Agent is one agent as the server knows it.

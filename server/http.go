@@ -37,6 +37,7 @@ func (s *Server) handler() http.Handler {
 	admin("DELETE /v1/sites/{site}", func(r *http.Request) (any, error) {
 		return struct{}{}, s.store.DeleteSite(r.Context(), switchback.SiteID(r.PathValue("site")))
 	})
+	admin("GET /v1/sites/{site}", s.showSite)
 	admin("POST /v1/sites/{site}/tokens", s.mintToken)
 	admin("GET /v1/agents", func(r *http.Request) (any, error) { return s.agentViews(r.Context(), "") })
 	admin("GET /v1/machines", func(r *http.Request) (any, error) {
@@ -172,11 +173,11 @@ func (s *Server) listSites(r *http.Request) (any, error) {
 	}
 	out := []api.Site{}
 	for _, x := range sites {
-		agents, err := s.agentViews(r.Context(), x.ID)
+		v, err := s.siteView(r.Context(), x.ID)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, api.Site{ID: x.ID, Agents: agents})
+		out = append(out, v)
 	}
 	return out, nil
 }

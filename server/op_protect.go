@@ -53,6 +53,7 @@ func (s *Server) protectSteps() []operation.Step {
 				}
 				return s.do(ctx, r, p.TargetAgent, p.Epoch, agentapi.ActionRelease, agentapi.ReleaseParams{RemoveData: true}, nil)
 			}},
+		s.roomStep(),
 		{Name: "replicate", Title: "start replicating", RetryFor: shortRetry,
 			Do: func(ctx context.Context, r *operation.Run) error {
 				p, err := s.of(ctx, r)

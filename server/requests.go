@@ -290,6 +290,9 @@ func (s *Server) requestProtect(ctx context.Context, who, name string, req api.O
 	if m.Domain.State != hypervisor.StateRunning && m.Domain.State != hypervisor.StatePaused {
 		return none, switchback.Errorf(switchback.CodeRefused, "VM %s is %s", name, m.Domain.State).WithHint("start it: changes are tracked while it runs")
 	}
+	if err := diskRoom(source, len(disks)); err != nil {
+		return none, err
+	}
 	var id [6]byte
 	rand.Read(id[:])
 	p := switchback.Protection{ID: switchback.ProtectionID("p-" + hex.EncodeToString(id[:])), VM: m.Domain.UUID, Name: m.Domain.Name,
