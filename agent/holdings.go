@@ -71,6 +71,7 @@ func (v *vm) holding(self recovery.Keeper, as Assignment) recovery.Holding {
 		return h
 	}
 	points := replica.Points()
+	h.Frozen = replica.Manifest().RetentionFrozen
 	h.Points, h.JournalBytes = len(points), replica.JournalBytes()
 	for i := range points {
 		h.Newest = &points[i]

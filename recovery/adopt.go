@@ -63,6 +63,8 @@ type Holding struct {
 	Points       int               `json:"points,omitempty"`
 	Newest       *switchback.Point `json:"newest,omitempty"`
 	JournalBytes int64             `json:"journal_bytes,omitempty"`
+	// Frozen: every point is kept, since a switch is about to choose one, or has.
+	Frozen bool `json:"frozen,omitempty"`
 	// Unreadable says why the replica cannot be opened; "" = it can.
 	Unreadable string `json:"unreadable,omitempty"`
 	// Run is what an uncommitted VM runs on; Change is set while it is being replaced.
@@ -233,6 +235,8 @@ func (b *builder) replicated() {
 		// The undo has ended at both agents; the record is a moment older.
 	case b.was() == switchback.PhaseSwitching || b.was() == switchback.PhaseUndoing:
 		interrupted = "a switch was under way"
+	case b.tgt != nil && b.tgt.Frozen:
+		interrupted = "a switch was beginning"
 	case src.Held && src.ShutdownAsked:
 		interrupted = "a switch was under way: the guest was asked to power off"
 	}

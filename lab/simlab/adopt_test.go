@@ -266,6 +266,9 @@ func TestServerLostUnderWay(t *testing.T) {
 				t.Errorf("it is %s at %s under epoch %d, want %s at %s, from %d on", v.Phase, v.Source, v.Epoch, l.Phase, l.Site, epoch)
 			}
 			b.runsAt(l.Site)
+			if l.Phase == switchback.PhaseProtected {
+				b.replicates()
+			}
 			b.home()
 		})
 		if !ok {
