@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"crypto/ed25519"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -42,6 +44,9 @@ func RecoveryKey(stateDir string) (string, error) {
 // SetRecoveryKey makes an agent believe a recovery key. Whoever can write to the
 // state directory may do so: it has the agent's own key.
 func SetRecoveryKey(stateDir, public string) error {
+	if key, err := base64.RawURLEncoding.DecodeString(public); public != "" && (err != nil || len(key) != ed25519.PublicKeySize) {
+		return switchback.Errorf(switchback.CodeInvalid, "%q is no public recovery key", public).WithHint("'switchback agent recovery-key' on another agent of the installation shows it")
+	}
 	return durable.WriteFile(filepath.Join(identityDir(stateDir), recoveryFile), []byte(public+"\n"), 0o600)
 }
 

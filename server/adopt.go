@@ -208,7 +208,7 @@ func (s *Server) mayJoin(ctx context.Context, c contact, all map[string]contact,
 		}
 		adopted := false
 		for _, x := range all {
-			adopted = adopted || x.own && x.err == nil && x.holdings.Agent.Agent == a.ID && len(x.holdings.VMs) > 0
+			adopted = adopted || x.own && x.err == nil && x.holdings.Agent.Agent == a.ID
 		}
 		if !adopted {
 			return switchback.Errorf(switchback.CodeConflict, "this installation has a site %s of its own, with agent %s", me.Site, a.ID).

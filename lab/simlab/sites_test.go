@@ -2,7 +2,9 @@ package simlab_test
 
 import (
 	"encoding/json"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -11,6 +13,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/lab/process"
 	"github.com/switchback-dr/switchback/lab/simlab"
 	"github.com/switchback-dr/switchback/recovery"
 )
@@ -147,4 +150,54 @@ func TestAdoptWithOneSide(t *testing.T) {
 	b.must(b.AwaitAgent(t.Context(), simlab.Primary, time.Now()))
 	b.operate(recovery.Cancel, api.OperationRequest{})
 	b.runsAt(simlab.Primary)
+}
+
+// TestMoveToAnotherInstallation moves agents out of a living installation: its
+// server cannot command them any more.
+func TestMoveToAnotherInstallation(t *testing.T) {
+	b := newBed(t)
+	b.operate(recovery.Protect, fast())
+	b.runsAt(simlab.Primary)
+	b.replicates()
+	key := filepath.Join(filepath.Dir(b.ConfigDir()), "recovery.key")
+	dir := filepath.Join(memoryDir(t), "other")
+	kept := filepath.Join(t.TempDir(), "other.key")
+	if out, err := b.cli("server", "init", "--state", dir, "--recovery-key", kept); err != nil || !strings.Contains(out, kept) {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "recovery.key")); !os.IsNotExist(err) {
+		t.Errorf("the recovery key lies beside the server: %v", err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	b.must(err)
+	address := ln.Addr().String()
+	b.must(ln.Close())
+	p, err := process.Start(exec.Command(executable, "server", "--state", dir, "--listen", address), filepath.Join(b.LogDir(), "other.log"))
+	b.must(err)
+	t.Cleanup(func() { p.Kill(syscall.SIGKILL) })
+	other, err := api.Dial(filepath.Join(dir, "admin"))
+	b.must(err)
+	b.until("the other server answers", func() (bool, string) {
+		other, err = api.Dial(filepath.Join(dir, "admin"))
+		if err == nil {
+			_, err = other.Sites(t.Context())
+		}
+		return err == nil, ""
+	})
+	b.until("the agent's own server has answered it", func() (bool, string) {
+		out, err := b.cli("--config", filepath.Join(dir, "admin"), "site", "adopt", "--recovery-key", key, b.addressOf(simlab.Primary))
+		return err != nil && strings.Contains(out, "it is not lost"), out
+	})
+	if out, err := b.cli("--config", filepath.Join(dir, "admin"), "site", "adopt", "--take-over", "--recovery-key", key, b.addressOf(simlab.Primary)); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	b.until("the old server is without agents", func() (bool, string) {
+		_, err := b.client.Request(t.Context(), "vm", recovery.TakePoint, api.OperationRequest{})
+		agents, aerr := b.client.Agents(t.Context())
+		return aerr == nil && !agents[0].Healthy && !agents[1].Healthy && err != nil, ""
+	})
+	b.client = other
+	b.replicates()
+	b.operate(recovery.Failover, api.OperationRequest{})
+	b.runsAt(simlab.Recovery)
 }
