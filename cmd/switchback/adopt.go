@@ -139,7 +139,7 @@ state directory does the same, and leaves the key in STATE/recovery.key.`,
 }
 
 func (c *cli) agentRecoveryKey(stateDir *string) *cobra.Command {
-	return &cobra.Command{Use: "recovery-key [PUBLIC]", Short: "Show the public recovery key that this agent believes, or name one",
+	return &cobra.Command{Use: "recovery-key [PUBLIC]", Short: "Show installation, CA and the public recovery key that this agent believes, or name a key",
 		Args: cobra.MaximumNArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				return agent.SetRecoveryKey(*stateDir, args[0])
@@ -148,6 +148,16 @@ func (c *cli) agentRecoveryKey(stateDir *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.show(map[string]string{"public": public}, func(w io.Writer) { fmt.Fprintln(w, public) })
+			id, err := agent.LoadIdentity(*stateDir)
+			if err != nil {
+				return err
+			}
+			is := map[string]string{"public": public, "installation": id.Credentials.Identity().Installation, "ca": id.Credentials.CAFingerprint()}
+			return c.show(is, func(w io.Writer) {
+				if public == "" {
+					public = "none: it comes with the first report to the server"
+				}
+				fmt.Fprintf(w, "installation  %s\nCA            %s\nrecovery key  %s\n", is["installation"], is["ca"], public)
+			})
 		}}
 }
