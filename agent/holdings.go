@@ -62,6 +62,9 @@ func (v *vm) holding(self recovery.Keeper, as Assignment) recovery.Holding {
 			Follows: run.Definition != "", Started: run.Started, StartedAt: run.StartedAt,
 			Committing: run.Folded || run.Viewless || run.Abandoned != nil || as.Kept != nil}
 	}
+	if e := v.running(); e != nil && as.Role == agentapi.RoleSource {
+		h.Newest = e.Status().LastPoint
+	}
 	if !h.Replica {
 		return h
 	}

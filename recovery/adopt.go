@@ -58,7 +58,8 @@ type Holding struct {
 	Disks []switchback.Disk `json:"disks"`
 	// OwnDisks: they are the VM's own, not images in the agent's storage: this is its home.
 	OwnDisks bool `json:"own_disks,omitempty"`
-	// Replica says that points are kept here; Points how many, of what size.
+	// Replica says that points are kept here; Points how many, of what size. Newest is
+	// also set by a source that knows of one at its target.
 	Replica      bool              `json:"replica,omitempty"`
 	Points       int               `json:"points,omitempty"`
 	Newest       *switchback.Point `json:"newest,omitempty"`
@@ -251,7 +252,7 @@ func (b *builder) replicated() {
 	b.sides(src.Keeper, target)
 	b.p.Switch = nil
 	b.p.Paused = src.Held && b.was() != switchback.PhaseCommitted
-	points := b.tgt != nil && b.tgt.Points > 0
+	points := b.tgt != nil && b.tgt.Points > 0 || b.tgt == nil && src.Newest != nil
 	switch was := b.was(); {
 	case points || b.tgt == nil && was == switchback.PhaseProtected:
 		b.p.Phase = switchback.PhaseProtected
@@ -461,6 +462,11 @@ func (b *builder) finish(answered func(switchback.AgentID) bool) {
 		b.out.Missing = &k
 		b.p.MintAbove = b.p.Epoch + mintMargin
 		b.note("agent %s of site %s (%s) did not answer: what it knows is not in this; adopt it when it is back", k.Agent, k.Site, k.Address)
+	}
+	if b.out.Missing != nil && b.out.Next != "" {
+		// It would fail for want of the agent, and then undo what it should not.
+		b.note("%s: it is led on with %s once that agent is adopted, too", b.out.Why, b.out.Next)
+		b.out.Next, b.out.Params, b.out.Why = "", nil, ""
 	}
 	b.p.Version++
 	slices.Sort(b.out.Notes)

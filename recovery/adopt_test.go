@@ -107,6 +107,10 @@ func TestRebuild(t *testing.T) {
 		"not retired":  {held: []Holding{heldAt("a", "fenced", 2).record(switchback.PhaseCommitting, nil), heldAt("b", "active", 2)}, phase: switchback.PhaseCommitting, source: "b", next: Commit, epoch: 2},
 		"target alone": {held: []Holding{heldAt("b", "target", 2).points(3).record(switchback.PhaseProtected, nil)}, phase: switchback.PhaseProtected, source: "a", epoch: 2, check: missing("a-a")},
 		"source alone": {held: []Holding{heldAt("a", "source", 2).record(switchback.PhaseProtected, nil)}, phase: switchback.PhaseProtected, source: "a", epoch: 2, check: missing("a-b")},
+		"source alone, older record": {held: []Holding{heldAt("a", "source", 2).record(switchback.PhaseSeeding, nil).with(func(h *Holding) { h.Newest = &switchback.Point{Sequence: 1} })},
+			phase: switchback.PhaseProtected, source: "a", epoch: 2, check: missing("a-b")},
+		"switching, source alone": {held: []Holding{heldAt("a", "source", 1).record(switchback.PhaseSwitching, sw)}, phase: switchback.PhaseSwitching, source: "a", epoch: 1, check: missing("a-b")},
+		"seeding, source alone":   {held: []Holding{heldAt("a", "source", 1).record(switchback.PhaseSeeding, nil)}, phase: switchback.PhaseSeeding, source: "a", epoch: 1, check: missing("a-b")},
 		"epoch of record": {held: []Holding{heldAt("a", "source", 2).record(switchback.PhaseProtected, func(r *Record) { r.Protection.Epoch = 7 }), heldAt("b", "target", 2).points(3)},
 			phase: switchback.PhaseProtected, source: "a", epoch: 7},
 		"contested":    {held: []Holding{heldAt("a", "source", 2), heldAt("b", "active", 3)}, err: switchback.CodeConflict},
@@ -115,7 +119,7 @@ func TestRebuild(t *testing.T) {
 		"unheard role": {held: []Holding{heldAt("a", "", 1)}, err: switchback.CodeConflict},
 	} {
 		t.Run(name, func(t *testing.T) {
-			alone := strings.HasSuffix(name, "alone") || name == "only a fence"
+			alone := strings.Contains(name, "alone") || name == "only a fence"
 			answered := func(id switchback.AgentID) bool {
 				return !alone || id == c.held[0].Keeper.Agent
 			}

@@ -211,11 +211,11 @@ var losses = []loss{
 	{Kind: recovery.Protect, Step: "replicate", Phase: switchback.PhaseProtected, Site: simlab.Primary, Often: true},
 	{Kind: recovery.Failover, Step: "sync", Phase: switchback.PhaseProtected, Site: simlab.Primary},
 	{Kind: recovery.Failover, Step: "hold", Phase: switchback.PhaseProtected, Site: simlab.Primary},
-	{Kind: recovery.Failover, Step: "shutdown", Phase: switchback.PhaseProtected, Site: simlab.Primary, Often: true},
+	{Kind: recovery.Failover, Step: "shutdown", Phase: switchback.PhaseProtected, Site: simlab.Primary},
 	{Kind: recovery.Failover, Step: "final-point", Phase: switchback.PhaseProtected, Site: simlab.Primary},
 	{Kind: recovery.Failover, Step: "fence", Phase: switchback.PhaseProtected, Site: simlab.Primary, Often: true},
 	{Kind: recovery.Failover, Step: "activate", Phase: switchback.PhaseProtected, Site: simlab.Primary},
-	{Kind: recovery.Failover, Step: "start", Phase: switchback.PhaseSwitched, Site: simlab.Recovery, Often: true},
+	{Kind: recovery.Failover, Step: "start", Phase: switchback.PhaseSwitched, Site: simlab.Recovery},
 	{Kind: recovery.Failover, Step: "check", Phase: switchback.PhaseSwitched, Site: simlab.Recovery},
 	{Kind: recovery.ChangePoint, Step: "change", Before: away, Request: api.OperationRequest{Point: "latest"}, Phase: switchback.PhaseSwitched, Site: simlab.Recovery},
 	{Kind: recovery.Cancel, Step: "undo", Before: away, Phase: switchback.PhaseProtected, Site: simlab.Primary},
@@ -224,7 +224,7 @@ var losses = []loss{
 	{Kind: recovery.Commit, Step: "settle", Before: away, Phase: switchback.PhaseCommitted, Site: simlab.Recovery},
 	{Kind: recovery.Commit, Step: "retire", Before: away, Phase: switchback.PhaseCommitted, Site: simlab.Recovery},
 	{Kind: recovery.Reprotect, Step: "replica", Before: []recovery.Kind{recovery.Failover, recovery.Commit}, Phase: switchback.PhaseProtected, Site: simlab.Recovery},
-	{Kind: recovery.Reprotect, Step: "replicate", Before: []recovery.Kind{recovery.Failover, recovery.Commit}, Phase: switchback.PhaseProtected, Site: simlab.Recovery, Often: true},
+	{Kind: recovery.Reprotect, Step: "replicate", Before: []recovery.Kind{recovery.Failover, recovery.Commit}, Phase: switchback.PhaseProtected, Site: simlab.Recovery},
 }
 
 // TestServerLostUnderWay loses the server after the effect of a step, before its
