@@ -62,24 +62,25 @@ func TestServerLost(t *testing.T) {
 			t.Errorf("%s is %s at %s under epoch %d, it was %s at %s under %d", v.Name, v.Phase, v.Source, v.Epoch, was.Phase, was.Source, was.Epoch)
 		}
 	}
-	have := map[string]bool{}
-	for _, p := range f.points() {
+	have, now := map[string]bool{}, f.points()
+	for _, p := range now {
 		have[p.Digest] = true
 	}
-	for _, p := range points[1:] {
-		if !have[p.Digest] {
+	for _, p := range points { // older ones are folded meanwhile, by the policy
+		if p.Sequence > now[0].Sequence && !have[p.Digest] {
 			t.Errorf("point %d is lost", p.Sequence)
 		}
 	}
+	if !have[points[len(points)-1].Digest] {
+		t.Error("the newest point is lost")
+	}
 	f.incremental(f.morePoints(2))
-	if now := [2]int{f.qemu(), g.qemu()}; now != qemus {
-		t.Errorf("the guests' processes were %v and are %v", qemus, now)
+	if is := [2]int{f.qemu(), g.qemu()}; is != qemus {
+		t.Errorf("the guests' processes were %v and are %v", qemus, is)
 	}
 	f.operate(recovery.Failover, api.OperationRequest{})
 	f.cutOver(Primary, Recovery)
 	f.writes(Recovery)
-	f.operate(recovery.Cancel, api.OperationRequest{})
-	f.writes(Primary)
 	g.operate(recovery.Commit, api.OperationRequest{})
 	g.plain(Recovery)
 	g.writes(Recovery)
