@@ -183,6 +183,7 @@ func (b *builder) begin(list []Holding) {
 		b.note("no agent has the server's record of it: its network mapping is not known; name it with 'switchback apply' or protect it anew")
 	}
 	b.p = &b.out.Protection
+	b.p.MintAbove = 0
 	for _, h := range list {
 		b.p.Epoch = max(b.p.Epoch, h.Epoch)
 		if h.Record != nil {

@@ -357,6 +357,12 @@ func (s *Server) take(ctx context.Context, who string, vm *api.AdoptedVM) error 
 		if err != nil {
 			return err
 		}
+		if known.Operation != "" {
+			if rec, err := s.runner.Get(ctx, known.Operation); err == nil && !rec.State.Finished() {
+				vm.Outcome = api.VMKnown // somebody has begun something since: it finds out itself
+				return nil
+			}
+		}
 		was = known.Version
 		vm.Protection.Version = max(vm.Protection.Version, was+1)
 	}
