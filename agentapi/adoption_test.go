@@ -8,7 +8,9 @@ import (
 )
 
 func TestStaleRecords(t *testing.T) {
-	of := func(id switchback.ProtectionID, version int64) VMStatus { return VMStatus{Protection: id, RecordVersion: version} }
+	of := func(id switchback.ProtectionID, version int64) VMStatus {
+		return VMStatus{Protection: id, RecordVersion: version}
+	}
 	for name, c := range map[string]struct {
 		list  []VMStatus
 		stale int
