@@ -3,6 +3,9 @@ package transport
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"io"
+	"log"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -97,3 +100,59 @@ func TestProvenServer(t *testing.T) {
 }
 
 func with(p AdoptionProof, f func(*AdoptionProof)) AdoptionProof { f(&p); return p }
+
+// TestAdoptionClient: a new server speaks to an agent whose certificate has ended
+// with its own server, and to nobody who is not under the lost installation's CA.
+func TestAdoptionClient(t *testing.T) {
+	lost, err := NewCA("lost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := NewCA("next")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := next.Issue(Identity{Installation: "next", Role: RoleServer, ID: "server"}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		id   Identity
+		ca   string
+		want string
+	}{
+		"an agent":         {Identity{Installation: "lost", Role: RoleAgent, Site: "a", ID: "a-1"}, lost.Fingerprint(), ""},
+		"another CA":       {Identity{Installation: "lost", Role: RoleAgent, Site: "a", ID: "a-1"}, next.Fingerprint(), "no agent of the installation that the recovery key is of"},
+		"not an agent":     {Identity{Installation: "lost", Role: RoleServer, ID: "server"}, lost.Fingerprint(), "not of role"},
+		"no CA in the key": {Identity{Installation: "lost", Role: RoleAgent, Site: "a", ID: "a-1"}, "", "no agent of"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			agent, err := lost.Issue(c.id, -time.Minute) // it has ended
+			if err != nil {
+				t.Fatal(err)
+			}
+			ln, err := Listen(t.Context(), "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			srv := &http.Server{TLSConfig: ServerTLS(agent), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				WriteJSON(w, http.StatusOK, len(r.TLS.PeerCertificates))
+			}), ErrorLog: log.New(io.Discard, "", 0)}
+			go srv.ServeTLS(ln, "", "")
+			defer srv.Close()
+			var seen Identity
+			var expires time.Time
+			client := AdoptionClient(server, c.ca, func(id Identity, e time.Time) { seen, expires = id, e })
+			n, err := Call[int](t.Context(), client, http.MethodGet, "https://"+ln.Addr().String()+"/", nil)
+			if c.want != "" {
+				if switchback.CodeOf(err) != switchback.CodeUnauthorized || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("got %v, want %q", err, c.want)
+				}
+				return
+			}
+			if err != nil || n != 2 || seen != c.id || !expires.Before(time.Now()) {
+				t.Errorf("%v, %d certificates, seen %s until %s", err, n, seen, expires)
+			}
+		})
+	}
+}
