@@ -16,6 +16,7 @@ import (
 	"github.com/switchback-dr/switchback/lab/process"
 	"github.com/switchback-dr/switchback/lab/simlab"
 	"github.com/switchback-dr/switchback/recovery"
+	"github.com/switchback-dr/switchback/transport"
 )
 
 // TestSites works with sites as files and measures what is between them, by the
@@ -200,4 +201,32 @@ func TestMoveToAnotherInstallation(t *testing.T) {
 	b.replicates()
 	b.operate(recovery.Failover, api.OperationRequest{})
 	b.runsAt(simlab.Recovery)
+}
+
+// TestEndedCertificate: an agent whose certificate ended while its server was
+// away for too long is taken back by the same server, with the recovery key.
+func TestEndedCertificate(t *testing.T) {
+	b := newBed(t)
+	b.operate(recovery.Protect, fast())
+	b.runsAt(simlab.Primary)
+	state := filepath.Dir(b.ConfigDir())
+	b.must(b.Kill(simlab.Recovery, syscall.SIGKILL))
+	ca, err := transport.OpenCA(filepath.Join(state, "ca"))
+	b.must(err)
+	dir := filepath.Join(b.StateDir(simlab.Recovery), "identity")
+	was, err := transport.LoadCredentials(dir)
+	b.must(err)
+	ended, err := ca.Issue(was.Identity(), -time.Minute)
+	b.must(err)
+	b.must(transport.SaveCredentials(dir, ended))
+	b.must(b.Start(t.Context(), simlab.Recovery))
+	if out, err := b.cli("site", "test-connectivity", "recovery"); err == nil || !strings.Contains(out, "expired") {
+		t.Errorf("%v: %s", err, out)
+	}
+	began := time.Now()
+	if out, err := b.cli("site", "adopt", "--recovery-key", filepath.Join(state, "recovery.key"), b.addressOf(simlab.Recovery)); err != nil || !strings.Contains(out, "known") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	b.must(b.AwaitAgent(t.Context(), simlab.Recovery, began))
+	b.replicates()
 }
