@@ -203,9 +203,9 @@ func TestMoveToAnotherInstallation(t *testing.T) {
 	b.runsAt(simlab.Recovery)
 }
 
-// TestEndedCertificate: an agent whose certificate ended while its server was
+// TestAdoptEndedCertificate: an agent whose certificate ended while its server was
 // away for too long is taken back by the same server, with the recovery key.
-func TestEndedCertificate(t *testing.T) {
+func TestAdoptEndedCertificate(t *testing.T) {
 	b := newBed(t)
 	b.operate(recovery.Protect, fast())
 	b.runsAt(simlab.Primary)
