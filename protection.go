@@ -19,8 +19,11 @@ type Protection struct {
 
 	Phase Phase `json:"phase"`
 	// Epoch is the newest epoch minted; the active site is Source.
-	Epoch  Epoch  `json:"epoch"`
-	Policy Policy `json:"policy"`
+	Epoch Epoch `json:"epoch"`
+	// MintAbove is set where an agent may know of epochs that the server does
+	// not: the next one is above it.
+	MintAbove Epoch  `json:"mint_above,omitempty"`
+	Policy    Policy `json:"policy"`
 	// Disks as they were at the source when last looked at.
 	Disks []Disk `json:"disks"`
 	// Networks maps network names at home to names at the other site.
@@ -85,6 +88,12 @@ type ChangingPoint struct {
 	Operation OperationID `json:"operation"`
 	Point     Point       `json:"point"`
 	Snapshot  string      `json:"snapshot,omitempty"`
+}
+
+// Mint raises the epoch above every one that somebody may know, and returns it.
+func (p *Protection) Mint() Epoch {
+	p.Epoch = max(p.Epoch, p.MintAbove) + 1
+	return p.Epoch
 }
 
 // Homeward reports whether the direction of replication is towards home.

@@ -55,6 +55,11 @@ func (a *Agent) replicate(ctx context.Context, _ *task, req agentapi.Task, p age
 	if err != nil {
 		return nil, err
 	}
+	if v.assignment().Role == "" { // a VM that is here already takes no more room
+		if err := a.diskRoom(req.Protection, len(disks)); err != nil {
+			return nil, err
+		}
+	}
 	v.stopEngine()
 	err = v.change(func(as *Assignment) {
 		must := map[string]extent.Set{}

@@ -123,6 +123,9 @@ func (a *Agent) checkPrepare(ctx context.Context, as Assignment, p agentapi.Prep
 	if err := a.checkStorage(p.Policy); err != nil {
 		return r, err
 	}
+	if err := a.diskRoom(as.Protection, len(p.Disks)); err != nil {
+		return r, err
+	}
 	r.FreeBytes, _ = freeBytes(a.cfg.StorageDir)
 	domains, err := a.hv.Domains(ctx)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -49,6 +50,9 @@ type Config struct {
 	Servers []string
 	// StorageReserveBytes is the free space below which a target takes no more points; default 256 MiB.
 	StorageReserveBytes int64
+	// MaxDisks bounds the disks that the agent works for, MaxCopies the first copies
+	// that are made at the same time; 0 = no limit.
+	MaxDisks, MaxCopies int
 	// KeySource wraps the data keys of encrypted replicas; nil = none can be kept here.
 	KeySource *seal.Source
 	// Objects is where old points' data may be moved to; each replica has a folder in it. nil = nowhere.
@@ -108,6 +112,12 @@ type Agent struct {
 	reach   reach
 	trust   sync.Mutex // of what replaces the credentials
 
+	// records are the server's, kept for the day it is lost. answered is when it
+	// last took a report, in Unix nanoseconds; adopt serialises adoptions.
+	records  *records
+	answered atomic.Int64
+	adopt    sync.Mutex
+
 	mu  sync.Mutex
 	vms map[switchback.ProtectionID]*vm
 }
@@ -125,6 +135,9 @@ func New(cfg Config) (*Agent, error) {
 	}
 	list, err := loadAssignments(a.assignmentDir())
 	if err != nil {
+		return nil, err
+	}
+	if a.records, err = loadRecords(filepath.Join(cfg.StateDir, "records")); err != nil {
 		return nil, err
 	}
 	for _, as := range list {
@@ -146,6 +159,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.tasks = &taskTable{ctx: ctx, tasks: map[string]*task{}}
 	handler := a.handler()
 	srv := transport.NewHTTPServer(a.cfg.Credentials, handler, a.log)
+	srv.Handler = a.adoptable(srv.Handler)
 	served := make(chan error, 1)
 	if a.cfg.Listen != "" {
 		ln, err := transport.Listen(ctx, a.cfg.Listen)
@@ -228,7 +242,7 @@ func (a *Agent) forget(id switchback.ProtectionID) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.vms, id)
-	return nil
+	return a.records.forget(id)
 }
 
 // watchEvents hands I/O errors to the engines, and turns off at once what is

@@ -74,6 +74,9 @@ func (a *Agent) handler() http.Handler {
 	mux.Handle("GET /v1/status", server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		transport.WriteJSON(w, http.StatusOK, a.Status(r.Context()))
 	})))
+	mux.Handle("GET /v1/holdings", server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		transport.WriteJSON(w, http.StatusOK, a.holdings(r.Context()))
+	})))
 	mux.Handle("GET /v1/points/{protection}", server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		v, err := a.vm(switchback.ProtectionID(r.PathValue("protection")))
 		if err != nil {
@@ -137,5 +140,6 @@ func (a *Agent) handler() http.Handler {
 	})
 	a.routePeers(mux)
 	mux.Handle("POST "+transport.DialInPath, transport.RequireRole(a.reach.inbound, transport.RoleServer, transport.RoleAgent))
+	a.routeConnectivity(mux)
 	return mux
 }

@@ -48,6 +48,9 @@ func saveIdentity(stateDir string, id Identity) error {
 // LoadIdentity reads what Join stored.
 func LoadIdentity(stateDir string) (Identity, error) {
 	var id Identity
+	if _, err := finishAdoption(stateDir); err != nil {
+		return id, err
+	}
 	creds, err := transport.LoadCredentials(IdentityDir(stateDir))
 	if switchback.CodeOf(err) == switchback.CodeNotFound {
 		return id, switchback.Errorf(switchback.CodeRefused, "this agent has not joined a site").
@@ -117,6 +120,9 @@ func Join(ctx context.Context, stateDir, token, address string, reachable agenta
 func settleJoin(stateDir string, key []byte, resp transport.JoinResponse, joined Identity) (transport.Identity, error) {
 	creds, err := transport.NewCredentials([]byte(resp.CertificatePEM), key, []byte(resp.CAPEM))
 	if err != nil {
+		return transport.Identity{}, err
+	}
+	if err := SetRecoveryKey(stateDir, resp.RecoveryKey); err != nil {
 		return transport.Identity{}, err
 	}
 	if err := transport.SaveCredentials(IdentityDir(stateDir), creds); err != nil {

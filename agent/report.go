@@ -27,7 +27,10 @@ func (a *Agent) report(ctx context.Context) {
 			a.servers.answered(address, err)
 			a.learnServers(answer.Servers)
 			a.learnPeers(answer.Peers)
+			a.learnRecoveryKey(answer.RecoveryKey)
+			a.keepRecords(answer.Records)
 			if err == nil {
+				a.answered.Store(time.Now().UnixNano())
 				err = a.learnTrust(c, answer.TrustUpdate)
 			}
 			return err
@@ -46,7 +49,7 @@ func (a *Agent) report(ctx context.Context) {
 
 // Status is what the agent reports.
 func (a *Agent) Status(ctx context.Context) agentapi.AgentStatus {
-	s := agentapi.AgentStatus{Version: a.cfg.Version, Address: a.cfg.Address, Time: time.Now(), Storage: a.storage(),
+	s := agentapi.AgentStatus{Version: a.cfg.Version, Address: a.cfg.Address, Time: time.Now(), Storage: a.storage(), Capacity: a.capacity(),
 		Reachable: a.cfg.Reachable, Lines: a.lineStatus(), Trust: agentapi.TrustOf(a.cfg.Credentials), Peers: a.peerAddresses()}
 	power := map[switchback.VMUUID]string{}
 	domains, err := a.hv.Domains(ctx)
@@ -71,6 +74,9 @@ func (v *vm) status() agentapi.VMStatus {
 	a, replica, engine, cond, retained, far := v.a, v.replica, v.engine, v.cond, v.retained, v.far
 	v.mu.Unlock()
 	st := agentapi.VMStatus{Protection: a.Protection, Role: a.Role, Epoch: a.Epoch, Drills: drillStatus(a)}
+	if rec, ok := v.agent.records.of(a.Protection); ok {
+		st.RecordVersion = rec.Protection.Version
+	}
 	if cond != nil {
 		st.Conditions = append(st.Conditions, *cond)
 	}

@@ -58,6 +58,13 @@ func (s *servers) learn(list []string) bool {
 	return !slices.Equal(was, slices.Sorted(slices.Values(next)))
 }
 
+// replace forgets the addresses known so far: the agent belongs to other servers now.
+func (s *servers) replace(list []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.list, s.at = slices.Clone(list), 0
+}
+
 func (s *servers) all() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/hypervisor"
+	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/replicator"
 	"github.com/switchback-dr/switchback/transport"
 )
@@ -44,6 +45,10 @@ type ReportAnswer struct {
 	// Peers are those that have another address than the agent goes by.
 	Peers map[switchback.AgentID]string `json:"peers,omitempty"`
 	TrustUpdate
+	// Records are of VMs whose copy at the agent is older; RecoveryKey is the public
+	// half of the installation's.
+	Records     []recovery.Record `json:"records,omitempty"`
+	RecoveryKey string            `json:"recovery_key,omitempty"`
 }
 
 // TaskState is how a task stands.
@@ -99,6 +104,8 @@ type VMStatus struct {
 	Conditions []switchback.Condition `json:"conditions,omitempty"`
 	// Drills run here, or left something.
 	Drills []DrillStatus `json:"drills,omitempty"`
+	// RecordVersion is of the copy of the server's record that the agent keeps.
+	RecordVersion int64 `json:"record_version,omitempty"`
 }
 
 // ReplicaStatus describes a replica at its target.
@@ -172,6 +179,8 @@ type AgentStatus struct {
 	Trust     Trust                  `json:"trust"`
 	// Peers are the addresses by which it calls its peers.
 	Peers map[switchback.AgentID]string `json:"peers,omitempty"`
+	// Capacity is what it works for, with its limits.
+	Capacity Capacity `json:"capacity"`
 	// HypervisorError is set when the hypervisor does not answer.
 	HypervisorError string `json:"hypervisor_error,omitempty"`
 }

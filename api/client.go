@@ -23,6 +23,7 @@ import (
 type Client struct {
 	http   *http.Client
 	server string
+	ca     string // fingerprint
 }
 
 // Dial reads the client's credentials and the server's address from dir, as the
@@ -39,7 +40,7 @@ func Dial(dir string) (*Client, error) {
 		return nil, switchback.Errorf(switchback.CodeInvalid, "the server's address: %w", err)
 	}
 	c := transport.NewHTTPClient(transport.ClientConfig{Credentials: creds, Want: transport.AnyServer})
-	return &Client{http: c, server: reachable(strings.Fields(string(b)))}, nil
+	return &Client{http: c, server: reachable(strings.Fields(string(b))), ca: creds.CAFingerprint()}, nil
 }
 
 // reachable chooses the first of several servers that takes connections. No

@@ -18,6 +18,9 @@ import (
 type Site struct {
 	ID     switchback.SiteID `json:"id"`
 	Agents []Agent           `json:"agents"`
+	// Health is "normal", "warning" or "critical", by the gravest condition.
+	Health     string                 `json:"health,omitempty"`
+	Conditions []switchback.Condition `json:"conditions,omitempty"`
 }
 
 // Agent is one agent as the server knows it.
@@ -96,7 +99,7 @@ type OperationRequest struct {
 	From     switchback.SiteID  `json:"from,omitempty"`
 	To       switchback.SiteID  `json:"to,omitempty"`
 	Policy   *switchback.Policy `json:"policy,omitempty"` // also edit
-	Networks map[string]string  `json:"networks,omitempty"`
+	Networks map[string]string  `json:"networks"`         // also edit; nil = they stay
 	// failover, failback, change-point: a choice (recovery.ParseChoice), "latest" by default
 	Point string `json:"point,omitempty"`
 	// AcceptLoss agrees to lose what was written after an older point.

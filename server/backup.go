@@ -217,13 +217,16 @@ func suspend(ctx context.Context, database string, b *Backup) (err error) {
 	defer func() { err = errors.Join(err, st.Close()) }()
 	cause := switchback.Errorf(switchback.CodeRefused, "the server was restored from its backup of %s, when this was under way", b.MadeAt.Format(time.RFC3339)).
 		WithHint("see how the VM stands at both sites, then retry or cancel the operation")
+	if err := markRestored(ctx, st, time.Now()); err != nil {
+		return err
+	}
 	list, err := st.SuspendOperations(ctx, cause, time.Now())
 	if err != nil {
 		return err
 	}
 	for _, rec := range list {
 		b.Suspended = append(b.Suspended, rec.ID)
-		if rec.Protection == "" {
+		if rec.Protection == "" || rec.Lane != "" {
 			continue
 		}
 		p, err := st.Protection(ctx, rec.Protection)
@@ -232,6 +235,9 @@ func suspend(ctx context.Context, database string, b *Backup) (err error) {
 		}
 		if err != nil {
 			return err
+		}
+		if p.Operation == rec.ID {
+			continue
 		}
 		p.Operation = rec.ID
 		if _, err := st.UpdateProtection(ctx, p); err != nil {

@@ -81,7 +81,7 @@ func (s *Server) certify(csr []byte, id transport.Identity) (transport.JoinRespo
 		return transport.JoinResponse{}, "", time.Time{}, err
 	}
 	serial, expires, err := transport.CertificateInfo(cert)
-	return transport.JoinResponse{CertificatePEM: string(cert), CAPEM: string(s.ca.BundlePEM())}, serial, expires, err
+	return transport.JoinResponse{CertificatePEM: string(cert), CAPEM: string(s.ca.BundlePEM()), RecoveryKey: s.recovery}, serial, expires, err
 }
 
 // renew gives an agent that is known a new certificate for its identity.

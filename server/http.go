@@ -38,6 +38,7 @@ func (s *Server) handler() http.Handler {
 	admin("DELETE /v1/sites/{site}", func(r *http.Request) (any, error) {
 		return struct{}{}, s.store.DeleteSite(r.Context(), switchback.SiteID(r.PathValue("site")))
 	})
+	admin("GET /v1/sites/{site}", s.showSite)
 	admin("POST /v1/sites/{site}/tokens", s.mintToken)
 	admin("GET /v1/agents", func(r *http.Request) (any, error) { return s.agentViews(r.Context(), "") })
 	admin("GET /v1/machines", func(r *http.Request) (any, error) {
@@ -88,6 +89,8 @@ func (s *Server) handler() http.Handler {
 	s.routePoints(admin)
 	s.routeDrills(admin)
 	s.routeTrust(mux, admin)
+	s.routeAdoption(admin)
+	s.routeConnectivity(mux, admin)
 	admin("GET /v1/operations", func(r *http.Request) (any, error) {
 		q := r.URL.Query()
 		limit, _ := strconv.Atoi(q.Get("limit"))
@@ -173,11 +176,11 @@ func (s *Server) listSites(r *http.Request) (any, error) {
 	}
 	out := []api.Site{}
 	for _, x := range sites {
-		agents, err := s.agentViews(r.Context(), x.ID)
+		v, err := s.siteView(r.Context(), x.ID)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, api.Site{ID: x.ID, Agents: agents})
+		out = append(out, v)
 	}
 	return out, nil
 }
@@ -201,10 +204,5 @@ func (s *Server) takeReport(r *http.Request) (any, error) {
 	if err := s.store.TouchAgent(r.Context(), switchback.AgentID(id.ID), st.Address, st.Version, s.store.Now(), raw); err != nil {
 		return nil, err
 	}
-	trust, err := s.trustUpdate(r.Context(), st)
-	if err != nil {
-		return nil, err
-	}
-	moved, err := s.movedPeers(r.Context(), st.Peers)
-	return agentapi.ReportAnswer{Servers: s.announced, Peers: moved, TrustUpdate: trust}, err
+	return s.reportAnswer(r.Context(), st)
 }

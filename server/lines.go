@@ -14,6 +14,7 @@ import (
 func (s *Server) connect() {
 	s.inbound = transport.NewInbound(s.creds, s.admitLine)
 	s.agents = transport.NewHTTPClient(transport.ClientConfig{Credentials: s.creds, Resolve: s.resolve, Inbound: s.inbound})
+	s.addressed = transport.NewHTTPClient(transport.ClientConfig{Credentials: s.creds, Want: transport.AnyAgent, Inbound: s.inbound})
 }
 
 // storeTime is how long the store may take to say who an agent is.

@@ -123,7 +123,7 @@ func (s *Server) changeRun(ctx context.Context, r *operation.Run) error {
 		if c := p.Switch.Changing; c != nil && c.Operation == r.ID() {
 			return nil // before a restart
 		}
-		p.Epoch++
+		p.Mint()
 		p.Phase = switchback.PhaseSwitching
 		p.Switch.Epoch, p.Switch.Deadline, p.Switch.Overdue = p.Epoch, time.Time{}, ""
 		p.Switch.Changing = &switchback.ChangingPoint{Operation: r.ID(), Point: chosen.Point.Point, Snapshot: params.Snapshot}

@@ -53,6 +53,7 @@ func (s *Server) protectSteps() []operation.Step {
 				}
 				return s.do(ctx, r, p.TargetAgent, p.Epoch, agentapi.ActionRelease, agentapi.ReleaseParams{RemoveData: true}, nil)
 			}},
+		s.roomStep(),
 		{Name: "replicate", Title: "start replicating", RetryFor: shortRetry,
 			Do: func(ctx context.Context, r *operation.Run) error {
 				p, err := s.of(ctx, r)
@@ -165,6 +166,8 @@ func (s *Server) takePointSteps() []operation.Step {
 type editParams struct {
 	Policy switchback.Policy `json:"policy"`
 	Paused bool              `json:"paused"`
+	// Networks replace the mapping; nil = it stays.
+	Networks map[string]string `json:"networks"`
 }
 
 func (s *Server) editSteps() []operation.Step {
@@ -176,6 +179,9 @@ func (s *Server) editSteps() []operation.Step {
 		p, err := s.update(ctx, r.Protection(), func(p *switchback.Protection) error {
 			countScheduleAnew(p, e.Policy)
 			p.Policy, p.Paused = e.Policy, e.Paused
+			if e.Networks != nil {
+				p.Networks = e.Networks
+			}
 			return nil
 		})
 		if err != nil {

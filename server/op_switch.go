@@ -181,8 +181,7 @@ func (s *Server) switchFinalPoint(ctx context.Context, r *operation.Run) error {
 func (s *Server) switchFence(ctx context.Context, r *operation.Run) error {
 	p, err := s.update(ctx, r.Protection(), func(p *switchback.Protection) error {
 		if p.Switch.Epoch == 0 {
-			p.Epoch++
-			p.Switch.Epoch = p.Epoch
+			p.Switch.Epoch = p.Mint()
 		}
 		return nil
 	})
@@ -292,8 +291,7 @@ func (s *Server) undoSwitch(ctx context.Context, r *operation.Run) error {
 	p, err = s.update(ctx, p.ID, func(p *switchback.Protection) error {
 		p.Phase = switchback.PhaseUndoing
 		if p.Switch.UndoEpoch == 0 {
-			p.Epoch++
-			p.Switch.UndoEpoch = p.Epoch
+			p.Switch.UndoEpoch = p.Mint()
 		}
 		return nil
 	})

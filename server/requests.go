@@ -170,6 +170,9 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 		if kind == recovery.Edit && req.Policy != nil {
 			e.Policy = *req.Policy
 		}
+		if kind == recovery.Edit {
+			e.Networks = req.Networks
+		}
 		if kind != recovery.Edit {
 			e.Paused = kind == recovery.Pause
 		}
@@ -293,6 +296,9 @@ func (s *Server) requestProtect(ctx context.Context, who, name string, req api.O
 	}
 	if m.Domain.State != hypervisor.StateRunning && m.Domain.State != hypervisor.StatePaused {
 		return none, switchback.Errorf(switchback.CodeRefused, "VM %s is %s", name, m.Domain.State).WithHint("start it: changes are tracked while it runs")
+	}
+	if err := diskRoom(source, len(disks)); err != nil {
+		return none, err
 	}
 	var id [6]byte
 	rand.Read(id[:])

@@ -54,9 +54,12 @@ type Server struct {
 	ca        *transport.CA
 	creds     *transport.Credentials
 	agents    *http.Client
+	addressed *http.Client // of agents that are known by their address only
 	inbound   *transport.Inbound
 	rotating  sync.Mutex // of steps of the CA's rotation
 	runner    *operation.Runner
+	recovery  string // public half of the installation's recovery key
+	learning  learning
 }
 
 // certificate lifetimes
@@ -125,6 +128,9 @@ func (s *Server) identify(ctx context.Context) error {
 		return err
 	}
 	s.ca = ca
+	if err := s.ensureRecoveryKey(ctx); err != nil {
+		return err
+	}
 	if s.creds, err = s.issueTo(filepath.Join(s.cfg.StateDir, serverDir), transport.Identity{Installation: ca.Installation(), Role: transport.RoleServer, ID: "server"}, serverTTL); err != nil {
 		return err
 	}
@@ -186,6 +192,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	})
 	wg.Go(func() { s.watchDeadlines(ctx) })
+	wg.Go(func() { s.learnFromAgents(ctx) })
 	if s.cfg.Backup.Dir != "" {
 		wg.Go(func() { s.backups(ctx) })
 	}

@@ -62,6 +62,8 @@ func (s *Store) SaveAgent(ctx context.Context, a Agent) error {
 		Set("address = EXCLUDED.address").Set("version = EXCLUDED.version").
 		Set("certificate_serial = EXCLUDED.certificate_serial").Set("certificate_expires = EXCLUDED.certificate_expires").
 		Set("last_seen = EXCLUDED.last_seen").Set("status = EXCLUDED.status").
+		// One that was known by name only joins now.
+		Set("joined_at = CASE WHEN agent_row.joined_at = 0 THEN EXCLUDED.joined_at ELSE agent_row.joined_at END").
 		Where("agent_row.site = EXCLUDED.site").Exec(ctx))
 	switch {
 	case isForeignKey(err):

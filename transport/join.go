@@ -120,6 +120,8 @@ type JoinRequest struct {
 type JoinResponse struct {
 	CertificatePEM string `json:"certificate_pem"`
 	CAPEM          string `json:"ca_pem"`
+	// RecoveryKey is RecoveryKey.Public of the installation; "" = it has none.
+	RecoveryKey string `json:"recovery_key,omitempty"`
 	// Server is the address that answered; filled in by Join.
 	Server string `json:"server,omitempty"`
 }

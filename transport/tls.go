@@ -90,6 +90,9 @@ func (c *Credentials) verify(chain []*x509.Certificate, now time.Time) (Identity
 // AnyServer is a want for ClientTLS: the control plane.
 func AnyServer(id Identity) error { return wantRole(id, RoleServer) }
 
+// AnyAgent wants an agent of the installation.
+func AnyAgent(id Identity) error { return wantRole(id, RoleAgent) }
+
 // Agent returns a want for ClientTLS: this one agent.
 func Agent(agent switchback.AgentID) func(Identity) error {
 	return func(id Identity) error {

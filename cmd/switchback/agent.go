@@ -28,6 +28,8 @@ func (c *cli) agentCommand() *cobra.Command {
 	f.StringVar(&platform, "hypervisor", "libvirt", "libvirt, or simulated:DIR for a daemon started by 'lab simulated-hypervisor DIR'")
 	f.StringVar(&cfg.LibvirtPIDFile, "libvirt-pid", "/run/libvirtd.pid", "libvirtd's pid file, to tell it about the hook")
 	f.Int64Var(&cfg.StorageReserveBytes, "storage-reserve", 256<<20, "bytes kept free in the storage")
+	f.IntVar(&cfg.MaxDisks, "max-disks", 0, "how many disks of protected VMs the agent works for; 0 = no limit")
+	f.IntVar(&cfg.MaxCopies, "max-copies", 0, "how many first copies are made at the same time, others wait; 0 = no limit")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	var keys seal.Source
 	var keyCommand, objects string
@@ -95,6 +97,6 @@ func (c *cli) agentCommand() *cobra.Command {
 			})
 		})
 	}}
-	cmd.AddCommand(append(c.agentTrustCommands(&cfg.StateDir), list)...)
+	cmd.AddCommand(append(c.agentTrustCommands(&cfg.StateDir), list, c.agentRecoveryKey(&cfg.StateDir))...)
 	return cmd
 }

@@ -58,9 +58,13 @@ func (m Main) root() *cobra.Command {
 		SilenceErrors: true, SilenceUsage: true, Version: version,
 	}
 	root.PersistentFlags().StringVar(&c.configDir, "config", defaultConfigDir(), "directory with the client's credentials (made by the server in STATE/admin)")
-	root.PersistentFlags().StringVarP(&c.output, "output", "o", "text", "text or json")
+	root.PersistentFlags().StringVarP(&c.output, "output", "o", "text", "text or json; get: also yaml")
 	root.AddCommand(c.vmCommand(), c.siteCommand(), c.agentCommand(), c.operationCommand(), c.pointsCommand(), c.replicaCommand(), c.serverCommand(), exportCommand(), c.keyCommand(), labCommand())
-	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+	root.AddCommand(c.configCommands()...)
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if c.output == "yaml" && cmd.Name() == "get" {
+			return nil
+		}
 		if c.output != "text" && c.output != "json" {
 			return switchback.Errorf(switchback.CodeInvalid, "unknown output format %q", c.output).WithHint("text or json")
 		}

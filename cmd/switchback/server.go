@@ -51,7 +51,7 @@ func (c *cli) serverCommand() *cobra.Command {
 	f.IntVar(&cfg.Backup.Keep, "backup-keep", 24, "how many backups are kept")
 	f.StringVar(&s3, "backup-s3", "", "file that names an S3 bucket for copies of the backups, JSON: endpoint, bucket, prefix, region, credentials_file")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
-	cmd.AddCommand(c.serverMigrateCommand(&cfg), c.serverBackupCommand(&cfg), c.serverRestoreCommand(&cfg), c.serverCACommand())
+	cmd.AddCommand(c.serverMigrateCommand(&cfg), c.serverBackupCommand(&cfg), c.serverRestoreCommand(&cfg), c.serverCACommand(), c.serverInit(&cfg))
 	return cmd
 }
 

@@ -22,10 +22,10 @@ func (c *cli) siteCommand() *cobra.Command {
 			return err
 		}
 		return c.show(sites, func(w io.Writer) {
-			table(w, "SITE\tAGENT\tADDRESS\tHEALTH\tSTORAGE FREE", func(row func(string, ...any)) {
+			table(w, "SITE\tAGENT\tADDRESS\tHEALTH\tSTORAGE FREE\tSITE'S HEALTH", func(row func(string, ...any)) {
 				for _, s := range sites {
 					if len(s.Agents) == 0 {
-						row("%s\t-\t-\tno agent has joined\t-", s.ID)
+						row("%s\t-\t-\tno agent has joined\t-\t%s", s.ID, s.Health)
 					}
 					for _, a := range s.Agents {
 						health, free := "ok", "-"
@@ -35,7 +35,7 @@ func (c *cli) siteCommand() *cobra.Command {
 						if a.Status != nil {
 							free = bytesText(a.Status.Storage.FreeBytes)
 						}
-						row("%s\t%s\t%s\t%s\t%s", s.ID, a.ID, addressText(a.Address), health, free)
+						row("%s\t%s\t%s\t%s\t%s\t%s", s.ID, a.ID, addressText(a.Address), health, free, s.Health)
 					}
 				}
 			})
@@ -67,6 +67,6 @@ func (c *cli) siteCommand() *cobra.Command {
 		}
 		return cl.DeleteSite(cmd.Context(), switchback.SiteID(args[0]))
 	}}
-	cmd.AddCommand(list, add, remove, c.siteAdmitCommand())
+	cmd.AddCommand(list, add, remove, c.siteShow(), c.siteAdopt(), c.siteTestConnectivity(), c.siteAdmitCommand())
 	return cmd
 }

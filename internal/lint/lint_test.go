@@ -44,7 +44,7 @@ var layers = map[string]layer{
 	"nbd": mechanism, "qemu": mechanism, "qcow2": mechanism, "journal": mechanism,
 	"hypervisor/libvirt": mechanism, "hypervisor/simulated": mechanism, "store": mechanism, "transport": mechanism, "check": mechanism,
 	"operation": engine, "replicator": engine, "export": engine,
-	"api": service, "agent": service, "agentapi": service, "server": service,
+	"api": service, "config": service, "agent": service, "agentapi": service, "server": service,
 	"lab": tool, "bench": tool,
 	"cmd": command,
 }

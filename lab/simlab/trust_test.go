@@ -18,12 +18,6 @@ import (
 	"github.com/switchback-dr/switchback/transport"
 )
 
-// cli runs the command line against the lab's server.
-func (b *bed) cli(args ...string) (string, error) {
-	out, err := exec.Command(executable, append([]string{"--config", b.ConfigDir()}, args...)...).CombinedOutput()
-	return string(out), err
-}
-
 // agentOf returns the ID of a site's agent.
 func (b *bed) agentOf(site string) switchback.AgentID {
 	b.t.Helper()

@@ -30,6 +30,7 @@ func Run(t *testing.T, open func(t *testing.T) *store.Store) {
 		"join token raced":          joinTokenRaced,
 		"protection":                protection,
 		"protection raced":          protectionRaced,
+		"protection adopted":        protectionAdopted,
 		"operation":                 operationRoundTrip,
 		"operation per protection":  operationPerProtection,
 		"operation lease":           operationLease,
