@@ -12,7 +12,7 @@ set -eu
 
 demo='qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system
 libvirt-clients e2fsprogs iproute2 util-linux mount libnbd-bin ca-certificates make'
-test="$demo nbdkit git postgresql-15"
+test="$demo nbdkit git postgresql-15 iptables"
 bench="$test virtnbdbackup"
 # Every libvirtd wants the user libvirt-qemu, whom only libvirt-daemon-system makes.
 
