@@ -115,7 +115,8 @@ func (h *history) crash(name string, variant int, what string) {
 	if h.onClone != nil {
 		h.onClone(fs)
 	}
-	if at := h.rng.IntN(7); variant == 0 || h.rng.IntN(4) == 0 {
+	// Before the third operation a restart has only synced what is there.
+	if at := 2 + h.rng.IntN(6); variant == 0 || h.rng.IntN(4) == 0 {
 		again := dir + "-again"
 		fs.before = func(op string) {
 			if at--; at == -1 {
