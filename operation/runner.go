@@ -138,7 +138,7 @@ func (r *Runner) newID(now time.Time) switchback.OperationID {
 
 // Get returns an operation, with its newest progress if it runs here.
 func (r *Runner) Get(ctx context.Context, id switchback.OperationID) (Record, error) {
-	if l := r.running(id); l != nil {
+	if l := r.underWay(id); l != nil {
 		return l.snapshot(), nil
 	}
 	return r.cfg.Store.Operation(ctx, id)
@@ -208,7 +208,7 @@ func (r *Runner) Watch(ctx context.Context, id switchback.OperationID) (<-chan R
 		for {
 			var rec Record
 			var changed <-chan struct{}
-			if l := r.running(id); l != nil {
+			if l := r.underWay(id); l != nil {
 				rec, changed = l.watch()
 			} else {
 				var err error
@@ -361,10 +361,21 @@ func (l *live) bind() error {
 	return nil
 }
 
+// running returns the run of an operation that this Runner has in hand.
 func (r *Runner) running(id switchback.OperationID) *live {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.live[id]
+}
+
+// underWay is running, but for a run that has ended and is about to be put
+// away: what holds then is in the store, where the operation may have been
+// reopened since.
+func (r *Runner) underWay(id switchback.OperationID) *live {
+	if l := r.running(id); l != nil && !l.snapshot().State.Finished() {
+		return l
+	}
+	return nil
 }
 
 func (r *Runner) kick() {
