@@ -1,9 +1,7 @@
 package api
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -63,7 +61,7 @@ func call[R any](ctx context.Context, c *Client, method, path string, body any) 
 
 // Sites lists sites with their agents.
 func (c *Client) Sites(ctx context.Context) ([]Site, error) {
-	return call[[]Site](ctx, c, http.MethodGet, "/v1/sites", nil)
+	return list[Site](ctx, c, "/v1/sites", nil, 0)
 }
 
 // CreateSite adds a site. An existing one is CodeConflict.
@@ -85,17 +83,17 @@ func (c *Client) MintToken(ctx context.Context, site switchback.SiteID, validFor
 
 // Agents lists all agents.
 func (c *Client) Agents(ctx context.Context) ([]Agent, error) {
-	return call[[]Agent](ctx, c, http.MethodGet, "/v1/agents", nil)
+	return list[Agent](ctx, c, "/v1/agents", nil, 0)
 }
 
 // Machines lists every VM of the sites.
 func (c *Client) Machines(ctx context.Context) ([]Machine, error) {
-	return call[[]Machine](ctx, c, http.MethodGet, "/v1/machines", nil)
+	return list[Machine](ctx, c, "/v1/machines", nil, 0)
 }
 
 // VMs lists the protected VMs.
 func (c *Client) VMs(ctx context.Context) ([]VM, error) {
-	return call[[]VM](ctx, c, http.MethodGet, "/v1/vms", nil)
+	return list[VM](ctx, c, "/v1/vms", nil, 0)
 }
 
 // VM returns one by name, UUID or protection ID.
@@ -105,17 +103,17 @@ func (c *Client) VM(ctx context.Context, name string) (VM, error) {
 
 // Points lists a VM's recovery points, oldest first.
 func (c *Client) Points(ctx context.Context, name string) ([]switchback.MarkedPoint, error) {
-	return call[[]switchback.MarkedPoint](ctx, c, http.MethodGet, "/v1/vms/"+url.PathEscape(name)+"/points", nil)
+	return list[switchback.MarkedPoint](ctx, c, "/v1/vms/"+url.PathEscape(name)+"/points", nil, 0)
 }
 
 // Request asks for an operation on a VM, or for its plan.
 func (c *Client) Request(ctx context.Context, vm string, kind recovery.Kind, req OperationRequest) (OperationAnswer, error) {
-	return call[OperationAnswer](ctx, c, http.MethodPost, "/v1/vms/"+url.PathEscape(vm)+"/operations/"+url.PathEscape(string(kind)), req)
+	return begin(ctx, c, "/v1/vms/"+url.PathEscape(vm)+"/operations/"+url.PathEscape(string(kind)), req)
 }
 
 // Drills lists the reports of a VM's drills, newest first.
 func (c *Client) Drills(ctx context.Context, vm string, limit int) ([]DrillReport, error) {
-	return call[[]DrillReport](ctx, c, http.MethodGet, fmt.Sprintf("/v1/vms/%s/drills?limit=%d", url.PathEscape(vm), limit), nil)
+	return list[DrillReport](ctx, c, "/v1/vms/"+url.PathEscape(vm)+"/drills", nil, limit)
 }
 
 // DrillPicture returns the picture of a drill's screen as PNG. CodeNotFound: there is none.
@@ -126,11 +124,11 @@ func (c *Client) DrillPicture(ctx context.Context, id switchback.OperationID) ([
 
 // Operations lists operations, newest first.
 func (c *Client) Operations(ctx context.Context, vm string, unfinished bool, limit int) ([]operation.Record, error) {
-	q := url.Values{"limit": {fmt.Sprint(limit)}, "unfinished": {fmt.Sprint(unfinished)}}
+	q := url.Values{"unfinished": {fmt.Sprint(unfinished)}}
 	if vm != "" {
 		q.Set("vm", vm)
 	}
-	return call[[]operation.Record](ctx, c, http.MethodGet, "/v1/operations?"+q.Encode(), nil)
+	return list[operation.Record](ctx, c, "/v1/operations", q, limit)
 }
 
 func operationPath(id switchback.OperationID, rest string) string {
@@ -144,69 +142,17 @@ func (c *Client) Operation(ctx context.Context, id switchback.OperationID) (oper
 
 // OperationLog returns the log lines after a sequence number.
 func (c *Client) OperationLog(ctx context.Context, id switchback.OperationID, after int64) ([]operation.LogLine, error) {
-	l, err := call[OperationLog](ctx, c, http.MethodGet, operationPath(id, fmt.Sprintf("/log?after=%d", after)), nil)
-	return l.Lines, err
+	return list[operation.LogLine](ctx, c, operationPath(id, "/log"), url.Values{"after": {fmt.Sprint(after)}}, 0)
 }
 
 // CancelOperation asks for an operation to be stopped and undone.
 func (c *Client) CancelOperation(ctx context.Context, id switchback.OperationID) error {
-	_, err := call[struct{}](ctx, c, http.MethodPost, operationPath(id, "/cancel"), struct{}{})
+	_, err := call[struct{}](ctx, c, http.MethodPost, operationPath(id, "/cancel"), nil)
 	return err
 }
 
 // RetryOperation lets a failed operation go on.
 func (c *Client) RetryOperation(ctx context.Context, id switchback.OperationID) error {
-	_, err := call[struct{}](ctx, c, http.MethodPost, operationPath(id, "/retry"), struct{}{})
+	_, err := call[struct{}](ctx, c, http.MethodPost, operationPath(id, "/retry"), nil)
 	return err
-}
-
-// Watch calls see with an operation each time it changes, until it has ended.
-// A server that restarts meanwhile is waited for, for a minute.
-func (c *Client) Watch(ctx context.Context, id switchback.OperationID, see func(operation.Record)) error {
-	lost := time.Time{}
-	for {
-		ended, err := c.watch(ctx, id, see)
-		switch {
-		case ended || ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil && !switchback.IsRetryable(err):
-			return err
-		case lost.IsZero():
-			lost = time.Now()
-		case time.Since(lost) > time.Minute:
-			return err
-		}
-		if err == nil {
-			lost = time.Time{}
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(500 * time.Millisecond):
-		}
-	}
-}
-
-func (c *Client) watch(ctx context.Context, id switchback.OperationID, see func(operation.Record)) (ended bool, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.server+operationPath(id, "/watch"), nil)
-	if err != nil {
-		return false, err
-	}
-	resp, err := transport.Do(c.http, req)
-	if err != nil {
-		return false, err
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(nil, 8<<20)
-	for lines.Scan() {
-		var rec operation.Record
-		if json.Unmarshal(lines.Bytes(), &rec) != nil {
-			return false, nil // cut off in the middle: ask again
-		}
-		see(rec)
-		if rec.State.Finished() {
-			return true, nil
-		}
-	}
-	return false, nil // the stream broke: ask again
 }

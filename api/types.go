@@ -155,10 +155,5 @@ type PlanStep struct {
 	Site  switchback.SiteID `json:"site,omitempty"`
 }
 
-// OperationLog is a part of an operation's log.
-type OperationLog struct {
-	Lines []operation.LogLine `json:"lines"`
-}
-
 // Raw is a JSON document passed on as it is.
 type Raw = json.RawMessage

@@ -126,8 +126,10 @@ type Record struct {
 	Title       string          `json:"title"`
 	Params      json.RawMessage `json:"params,omitempty"`
 	RequestedBy string          `json:"requested_by,omitempty"`
-	State       State           `json:"state"`
-	Steps       []StepRecord    `json:"steps"`
+	// Request is the one that asked for it.
+	Request Origin       `json:"request,omitzero"`
+	State   State        `json:"state"`
+	Steps   []StepRecord `json:"steps"`
 	// CancelRequested stands from Cancel on; never together with a begun
 	// irreversible step.
 	CancelRequested bool `json:"cancel_requested,omitempty"`
@@ -142,6 +144,16 @@ type Record struct {
 	// Result is the final summary that Run.SetSummary stored.
 	Result json.RawMessage `json:"result,omitempty"`
 	Lease  Lease           `json:"lease"`
+}
+
+// Origin names the request that asked for an operation.
+type Origin struct {
+	// ID is the one in the audit log.
+	ID string `json:"id,omitempty"`
+	// Key is unique among all operations: a request that is repeated under it
+	// begins no second one. Digest tells whether it asks the same.
+	Key    string `json:"key,omitempty"`
+	Digest string `json:"digest,omitempty"`
 }
 
 // Clone returns a copy that shares nothing that is ever changed in place.

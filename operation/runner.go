@@ -87,9 +87,9 @@ func setDefault(d *time.Duration, v time.Duration) {
 }
 
 // Submit makes a new operation durable and returns it, queued, before any of
-// its effects. Of req it takes Kind, Protection, Lane, Title, Params, RequestedBy, and
+// its effects. Of req it takes Kind, Protection, Lane, Title, Params, RequestedBy, Request, and
 // ID, where the caller wants a repeated Submit to be refused (CodeConflict).
-// CodeConflict also: an unfinished operation works on the same protection in the same lane.
+// CodeConflict also: an unfinished operation works on the same protection in the same lane, or the request's key was used.
 func (r *Runner) Submit(ctx context.Context, req Record) (Record, error) {
 	def, ok := r.defs[req.Kind]
 	if !ok {
@@ -102,7 +102,7 @@ func (r *Runner) Submit(ctx context.Context, req Record) (Record, error) {
 	now := r.cfg.Now().UTC()
 	rec := Record{
 		ID: req.ID, Kind: req.Kind, Protection: req.Protection, Lane: req.Lane, Title: req.Title,
-		Params: req.Params, RequestedBy: req.RequestedBy,
+		Params: req.Params, RequestedBy: req.RequestedBy, Request: req.Request,
 		State: StateQueued, CreatedAt: now,
 	}
 	if rec.ID == "" {

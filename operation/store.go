@@ -11,6 +11,7 @@ import (
 type Filter struct {
 	Protection switchback.ProtectionID
 	Kind       string
+	State      State
 	// Unfinished leaves out operations that have ended.
 	Unfinished bool
 	// Before leaves out this operation and newer ones: the last ID of a page
@@ -23,8 +24,9 @@ type Filter struct {
 // Store keeps operations. Every method is one transaction and is durable when
 // it returns nil; records it returns are the caller's own.
 type Store interface {
-	// CreateOperation stores a new record. CodeConflict: the ID exists, or an
-	// unfinished operation works on the same protection in the same lane.
+	// CreateOperation stores a new record. CodeConflict: the ID or the request's
+	// key exists, or an unfinished operation works on the same protection in the
+	// same lane.
 	CreateOperation(ctx context.Context, rec Record) error
 	// Operation returns one record, or CodeNotFound.
 	Operation(ctx context.Context, id switchback.OperationID) (Record, error)

@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/robfig/cron/v3"
@@ -125,7 +123,7 @@ func (s *Server) submitDrill(ctx context.Context, who string, p switchback.Prote
 	if err != nil {
 		return operation.Record{}, err
 	}
-	rec, err := s.runner.Submit(ctx, operation.Record{Kind: kind, Protection: p.ID, Lane: drillLane, Title: kind + " " + p.Name, Params: raw, RequestedBy: who})
+	rec, err := s.begin(ctx, operation.Record{Kind: kind, Protection: p.ID, Lane: drillLane, Title: kind + " " + p.Name, Params: raw, RequestedBy: who})
 	if err != nil {
 		return rec, err
 	}
@@ -228,38 +226,14 @@ func drillReport(rec operation.Record) (api.DrillReport, error) {
 	return *sum.Drill, nil
 }
 
-func (s *Server) listDrills(r *http.Request) (any, error) {
-	p, err := s.find(r.Context(), r.PathValue("vm"))
-	if err != nil {
-		return nil, err
+// listedReport is the report of a drill, or what there is of one that has none yet.
+func listedReport(rec operation.Record, vm string) (api.DrillReport, error) {
+	report, err := drillReport(rec)
+	if switchback.CodeOf(err) == switchback.CodeNotFound {
+		report, err = api.DrillReport{Drill: rec.ID, VM: vm, RequestedAt: rec.CreatedAt}, nil
 	}
-	limit, _ := strconv.Atoi(r.URL.Query().Get("limit"))
-	list, err := s.store.Operations(r.Context(), operation.Filter{Protection: p.ID, Kind: string(recovery.TestFailover), Limit: limit})
-	if err != nil {
-		return nil, err
+	if rec.Error != nil && report.Error == "" {
+		report.Error = rec.Error.Error()
 	}
-	reports := []api.DrillReport{}
-	for _, rec := range list {
-		report, err := drillReport(rec)
-		if switchback.CodeOf(err) == switchback.CodeNotFound {
-			report, err = api.DrillReport{Drill: rec.ID, VM: p.Name, RequestedAt: rec.CreatedAt}, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		if rec.Error != nil && report.Error == "" {
-			report.Error = rec.Error.Error()
-		}
-		reports = append(reports, report)
-	}
-	return reports, nil
-}
-
-func (s *Server) drillPicture(r *http.Request) (any, error) {
-	rec, err := s.runner.Get(r.Context(), switchback.OperationID(r.PathValue("id")))
-	if err != nil {
-		return nil, err
-	}
-	b, err := readPicture(s.pictureFile(rec.ID))
-	return api.DrillPicture{PNG: b}, err
+	return report, err
 }

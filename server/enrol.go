@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"time"
 
@@ -12,18 +13,13 @@ import (
 
 const maxTokenLife = 7 * 24 * time.Hour
 
-func (s *Server) mintToken(r *http.Request) (any, error) {
-	var req api.TokenRequest
-	if err := transport.ReadJSON(r, &req); err != nil {
-		return nil, err
+func (s *Server) mintToken(ctx context.Context, site switchback.SiteID, validFor time.Duration) (api.Token, error) {
+	if validFor <= 0 || validFor > maxTokenLife {
+		return api.Token{}, switchback.Errorf(switchback.CodeInvalid, "a token is valid for up to %s, not %s", maxTokenLife, validFor)
 	}
-	if req.ValidFor <= 0 || req.ValidFor > maxTokenLife {
-		return nil, switchback.Errorf(switchback.CodeInvalid, "a token is valid for up to %s, not %s", maxTokenLife, req.ValidFor)
-	}
-	site := switchback.SiteID(r.PathValue("site"))
 	now := s.store.Now()
-	t := transport.MintToken(s.cfg.Addresses, s.ca.Fingerprint(), site, now.Add(req.ValidFor))
-	err := s.store.CreateJoinToken(r.Context(), store.JoinToken{Hash: transport.HashSecret(t.Secret), Site: site, CreatedAt: now, ExpiresAt: t.ExpiresAt})
+	t := transport.MintToken(s.cfg.Addresses, s.ca.Fingerprint(), site, now.Add(validFor))
+	err := s.store.CreateJoinToken(ctx, store.JoinToken{Hash: transport.HashSecret(t.Secret), Site: site, CreatedAt: now, ExpiresAt: t.ExpiresAt})
 	return api.Token{Token: t.String(), Site: site, Expires: t.ExpiresAt}, err
 }
 

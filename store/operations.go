@@ -28,6 +28,7 @@ type operationRow struct {
 	LeaseEpoch      int64  `bun:"lease_epoch"`
 	LeaseUntil      int64  `bun:"lease_until"`
 	CreatedAt       int64  `bun:"created_at"`
+	RequestKey      string `bun:"request_key"`
 	Document        string `bun:"document"`
 }
 
@@ -40,7 +41,7 @@ func newOperationRow(rec operation.Record) (operationRow, error) {
 		ID: string(rec.ID), Kind: rec.Kind, Protection: string(rec.Protection), Lane: rec.Lane, State: string(rec.State),
 		CancelRequested: rec.CancelRequested, Irreversible: rec.Irreversible,
 		LeaseOwner: rec.Lease.Owner, LeaseEpoch: rec.Lease.Epoch, LeaseUntil: micros(rec.Lease.Until),
-		CreatedAt: micros(rec.CreatedAt), Document: string(doc),
+		CreatedAt: micros(rec.CreatedAt), RequestKey: rec.Request.Key, Document: string(doc),
 	}, nil
 }
 
@@ -77,6 +78,15 @@ func (s *Store) busy(ctx context.Context, rec operation.Record) error {
 		WithHint("wait for it, or cancel it")
 }
 
+// OperationByRequest returns the operation that a request with this key has begun, or CodeNotFound.
+func (s *Store) OperationByRequest(ctx context.Context, key string) (operation.Record, error) {
+	var row operationRow
+	if err := s.read.NewSelect().Model(&row).Where("request_key = ?", key).Where("request_key <> ''").Scan(ctx); err != nil {
+		return operation.Record{}, failure("operation of a request", err)
+	}
+	return row.record()
+}
+
 // Operation implements operation.Store.
 func (s *Store) Operation(ctx context.Context, id switchback.OperationID) (operation.Record, error) {
 	return loadOperation(ctx, s.read, id)
@@ -102,6 +112,9 @@ func (s *Store) Operations(ctx context.Context, f operation.Filter) ([]operation
 	}
 	if f.Kind != "" {
 		q.Where("kind = ?", f.Kind)
+	}
+	if f.State != "" {
+		q.Where("state = ?", string(f.State))
 	}
 	if f.Unfinished {
 		q.Where("state IN (?)", bun.List(operation.UnfinishedStates()))

@@ -45,7 +45,7 @@ func (c *cli) serverCommand() *cobra.Command {
 	f.IntVar(&cfg.Backup.Keep, "backup-keep", 24, "how many backups are kept")
 	f.StringVar(&s3, "backup-s3", "", "file that names an S3 bucket for copies of the backups, JSON: endpoint, bucket, prefix, region, credentials_file")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
-	cmd.AddCommand(c.serverMigrateCommand(&cfg), c.serverBackupCommand(&cfg), c.serverRestoreCommand(&cfg))
+	cmd.AddCommand(c.serverMigrateCommand(&cfg), c.serverBackupCommand(&cfg), c.serverRestoreCommand(&cfg), c.serverDocumentCommand())
 	return cmd
 }
 
@@ -107,5 +107,17 @@ func (c *cli) serverRestoreCommand(cfg *server.Config) *cobra.Command {
 					fmt.Fprintf(w, "operation %s was under way: see how its VM stands, then retry or cancel it\n", id)
 				}
 			})
+		}}
+}
+
+func (c *cli) serverDocumentCommand() *cobra.Command {
+	return &cobra.Command{Use: "openapi", Short: "Print the OpenAPI document of the API", Args: none,
+		RunE: func(*cobra.Command, []string) error {
+			doc, err := server.Document()
+			if err != nil {
+				return err
+			}
+			_, err = c.out.Write(doc)
+			return err
 		}}
 }

@@ -1,0 +1,232 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strings"
+
+	"github.com/google/uuid"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/operation"
+	"github.com/switchback-dr/switchback/transport"
+)
+
+// keyHeader carries the client's name for a request that begins an operation.
+const keyHeader = "Idempotency-Key"
+
+const maxKeyLength = 200
+
+// caller is who asks.
+type caller struct {
+	api.Principal
+	identity transport.Identity
+}
+
+// asked is what the guard knows of the request under way.
+type asked struct {
+	// id is the request's, key and digest are for requests that may be repeated.
+	id, key, digest string
+	who             caller
+}
+
+type askedKey struct{}
+
+// callOf is the request that ctx belongs to; the zero value for what the server
+// does by itself.
+func callOf(ctx context.Context) asked {
+	c, _ := ctx.Value(askedKey{}).(asked)
+	return c
+}
+
+var requestIDPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{8,64}$`)
+
+// guard lets a request through to next that is from somebody known who has the
+// role need in a scope that the request stays in. Every route of people stands
+// behind it.
+func (s *Server) guard(need switchback.AccessRole, pattern string, next http.Handler) http.Handler {
+	if need == "" {
+		panic("route " + pattern + " names no role")
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := asked{id: r.Header.Get(transport.RequestIDHeader)}
+		if !requestIDPattern.MatchString(c.id) {
+			c.id = uuid.NewString()
+		}
+		w.Header().Set(transport.RequestIDHeader, c.id)
+		err := func() (err error) {
+			if c.who, err = s.authenticate(r); err != nil {
+				return err
+			}
+			r = transport.WithIdentity(r, c.who.identity)
+			if err := s.authorise(r, c.who, need); err != nil {
+				return err
+			}
+			return c.readKey(r)
+		}()
+		if err != nil {
+			transport.WriteError(w, err)
+			return
+		}
+		r = r.WithContext(context.WithValue(r.Context(), askedKey{}, c))
+		if prior, err := s.repeated(r.Context(), c); err != nil {
+			transport.WriteError(w, err)
+			return
+		} else if prior != nil {
+			transport.WriteJSON(w, http.StatusOK, api.OperationAnswer{Operation: prior})
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// authenticate finds out who asks: by the certificate of the connection.
+func (s *Server) authenticate(r *http.Request) (caller, error) {
+	id, err := transport.PeerIdentity(r)
+	if err != nil {
+		return caller{}, err
+	}
+	if id.Role != transport.RoleAdmin {
+		return caller{}, switchback.Errorf(switchback.CodeUnauthorized, "%s may not do this: it takes the role %s", id, transport.RoleAdmin)
+	}
+	return caller{Principal: api.Principal{Name: id.ID, Role: switchback.Administrator, Via: "certificate"}, identity: id}, nil
+}
+
+// authorise refuses what the caller's role or scope does not cover.
+func (s *Server) authorise(r *http.Request, who caller, need switchback.AccessRole) error {
+	if !who.Role.Includes(need) {
+		return switchback.Errorf(switchback.CodeUnauthorized, "%s has the role %s: this takes the role %s", who.Name, who.Role, need).
+			WithHint("ask an administrator for a token with the role %s", need)
+	}
+	if who.Scope.All() {
+		return nil
+	}
+	outside := func(what string) error {
+		return switchback.Errorf(switchback.CodeUnauthorized, "%s is outside of what %s may act on: %s", what, who.Name, scopeText(who.Scope)).
+			WithHint("ask an administrator for a token with the role %s there", need)
+	}
+	vm, site, op := r.PathValue("vm"), r.PathValue("site"), ""
+	if strings.HasPrefix(r.URL.Path, "/v1/operations/") {
+		op = r.PathValue("id")
+	}
+	switch {
+	case vm != "":
+		p, err := s.find(r.Context(), vm)
+		if switchback.CodeOf(err) == switchback.CodeNotFound {
+			return nil // the request finds the same, or is the one that makes it
+		}
+		if err == nil && !sees(who.Scope, p) {
+			return outside("VM " + p.Name)
+		}
+		return err
+	case op != "":
+		rec, err := s.store.Operation(r.Context(), switchback.OperationID(op))
+		if err != nil {
+			return err
+		}
+		in, err := s.seesOperations(r.Context(), who.Scope)
+		if err == nil && !in(rec) {
+			return outside("operation " + op)
+		}
+		return err
+	case site != "":
+		if !who.Scope.HasSite(switchback.SiteID(site)) {
+			return outside("site " + site)
+		}
+	case r.Method != http.MethodGet || need == switchback.Administrator:
+		return outside("the installation as a whole")
+	}
+	return nil
+}
+
+func scopeText(s switchback.Scope) string {
+	text := ""
+	if len(s.Sites) > 0 {
+		text = fmt.Sprintf("sites %v", s.Sites)
+	}
+	if len(s.Tags) > 0 {
+		text = strings.TrimSpace(fmt.Sprintf("%s tags %v", text, s.Tags))
+	}
+	return text
+}
+
+func sees(scope switchback.Scope, p switchback.Protection) bool { return scope.HasVM(p.Home, p.Tags) }
+
+// mayProtect judges a VM that is to be protected: it has no tags yet.
+func mayProtect(ctx context.Context, home switchback.SiteID) error {
+	if who := callOf(ctx).who; !who.Scope.HasVM(home, nil) {
+		return switchback.Errorf(switchback.CodeUnauthorized, "a VM of site %s is outside of what %s may act on: %s", home, who.Name, scopeText(who.Scope)).
+			WithHint("ask somebody with the role %s there", switchback.Operator)
+	}
+	return nil
+}
+
+// readKey takes over the key of a request that may be repeated, and what it asks.
+func (c *asked) readKey(r *http.Request) error {
+	c.key = r.Header.Get(keyHeader)
+	if c.key == "" || r.Method != http.MethodPost {
+		c.key = ""
+		return nil
+	}
+	if len(c.key) > maxKeyLength {
+		return switchback.Errorf(switchback.CodeInvalid, "the idempotency key is longer than %d bytes", maxKeyLength)
+	}
+	data, err := io.ReadAll(io.LimitReader(r.Body, transport.MaxRequestBytes+1))
+	if err != nil {
+		return switchback.Errorf(switchback.CodeUnavailable, "read request: %w", err)
+	}
+	r.Body = io.NopCloser(bytes.NewReader(data))
+	sum := sha256.Sum256([]byte(r.URL.Path + "\n" + string(data)))
+	c.digest = hex.EncodeToString(sum[:])
+	return nil
+}
+
+// request is what stands of the call in the operation that it begins.
+func (c asked) request() operation.Origin {
+	q := operation.Origin{ID: c.id}
+	if c.key != "" {
+		// A key belongs to whoever made it up.
+		q.Key, q.Digest = c.who.Name+" "+c.key, c.digest
+	}
+	return q
+}
+
+// repeated returns the operation that an earlier request with the same key has
+// begun; nil where there is none.
+func (s *Server) repeated(ctx context.Context, c asked) (*operation.Record, error) {
+	if c.key == "" {
+		return nil, nil
+	}
+	rec, err := s.store.OperationByRequest(ctx, c.request().Key)
+	switch {
+	case switchback.CodeOf(err) == switchback.CodeNotFound:
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case rec.Request.Digest != c.digest:
+		return nil, switchback.Errorf(switchback.CodeConflict, "the idempotency key was used for another request: operation %s, %s", rec.ID, rec.Title).
+			WithHint("make up a new key for each request")
+	}
+	rec, err = s.runner.Get(ctx, rec.ID)
+	return &rec, err
+}
+
+// begin makes an operation durable, together with the request that asked for it.
+func (s *Server) begin(ctx context.Context, rec operation.Record) (operation.Record, error) {
+	c := callOf(ctx)
+	rec.Request = c.request()
+	out, err := s.runner.Submit(ctx, rec)
+	if switchback.CodeOf(err) == switchback.CodeConflict { // perhaps with itself: asked twice at once
+		if prior, perr := s.repeated(ctx, c); perr == nil && prior != nil {
+			return *prior, nil
+		}
+	}
+	return out, err
+}
