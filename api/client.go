@@ -2,7 +2,9 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/internal/durable"
 	"github.com/switchback-dr/switchback/operation"
 	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/transport"
@@ -23,21 +26,78 @@ type Client struct {
 	server string
 }
 
-// Dial reads the client's credentials and the server's address from dir, as the
-// server makes them in STATE/admin. Of several servers it looks for one that
-// takes connections; otherwise it does not connect yet.
+// Names in a directory of client credentials, beside those of a certificate.
+const (
+	serverFile = "server"
+	tokenFile  = "token"
+	caFile     = "ca.pem"
+)
+
+// Dial reads the client's credentials and the server's address from dir: a
+// certificate, as the server makes it in STATE/admin, or a token, as SaveToken
+// writes it. Of several servers it looks for one that takes connections;
+// otherwise it does not connect yet.
 func Dial(dir string) (*Client, error) {
-	creds, err := transport.LoadCredentials(dir)
+	creds, token, err := credentials(dir)
 	if err != nil {
 		return nil, &switchback.Error{Code: switchback.CodeOf(err), Message: "no usable client credentials in " + dir, Err: err,
-			Hint: "copy STATE/admin from the server and name it with --config or SWITCHBACK_CONFIG"}
+			Hint: "copy STATE/admin from the server, or have a token made for you, and name the directory with --config or SWITCHBACK_CONFIG"}
 	}
-	b, err := os.ReadFile(filepath.Join(dir, "server"))
+	b, err := os.ReadFile(filepath.Join(dir, serverFile))
 	if err != nil {
 		return nil, switchback.Errorf(switchback.CodeInvalid, "the server's address: %w", err)
 	}
 	c := transport.NewHTTPClient(transport.ClientConfig{Credentials: creds, Want: transport.AnyServer})
+	if token != "" {
+		c.Transport = bearer{c.Transport, token}
+	}
 	return &Client{http: c, server: reachable(strings.Fields(string(b)))}, nil
+}
+
+// credentials of dir: a certificate, or a token and by what to know the server.
+func credentials(dir string) (*transport.Credentials, string, error) {
+	token, err := os.ReadFile(filepath.Join(dir, tokenFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		creds, err := transport.LoadCredentials(dir)
+		return creds, "", err
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	ca, err := os.ReadFile(filepath.Join(dir, caFile))
+	if err != nil {
+		return nil, "", err
+	}
+	creds, err := transport.NewTrust(ca)
+	return creds, strings.TrimSpace(string(token)), err
+}
+
+// bearer adds the token to each request.
+type bearer struct {
+	next  http.RoundTripper
+	token string
+}
+
+func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+b.token)
+	return b.next.RoundTrip(r)
+}
+
+// SaveToken writes what Dial needs to use a token into dir, readable by the
+// owner only. It replaces no certificate: CodeConflict.
+func SaveToken(dir string, t NewAPIToken) error {
+	if _, err := transport.LoadCredentials(dir); switchback.CodeOf(err) != switchback.CodeNotFound {
+		return switchback.Errorf(switchback.CodeConflict, "%s holds the credentials of a certificate", dir).WithHint("name another directory")
+	}
+	for _, f := range []struct{ name, text string }{
+		{caFile, t.CA}, {serverFile, strings.Join(t.Servers, "\n") + "\n"}, {tokenFile, t.Token + "\n"},
+	} {
+		if err := durable.WriteFile(filepath.Join(dir, f.name), []byte(f.text), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // reachable chooses the first of several servers that takes connections. No

@@ -7,6 +7,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/audit"
 	"github.com/switchback-dr/switchback/store"
 	"github.com/switchback-dr/switchback/transport"
 )
@@ -45,6 +46,9 @@ func (s *Server) join(r *http.Request) (any, error) {
 	}
 	err = s.store.SaveAgent(r.Context(), store.Agent{ID: id, Site: t.Site, Address: req.Agent.Address, Version: req.Agent.Version,
 		CertificateSerial: serial, CertificateExpires: expires, JoinedAt: now})
+	if err == nil {
+		err = s.audit(r.Context(), audit.Entry{Who: "agent " + string(id), Via: "join token", Action: "join", Object: "sites/" + string(t.Site), Outcome: audit.Done, Detail: req.Agent.Address})
+	}
 	if err == nil {
 		s.log.Info("agent joined", "agent", id, "site", t.Site, "address", req.Agent.Address)
 	}

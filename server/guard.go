@@ -35,6 +35,8 @@ type asked struct {
 	// id is the request's, key and digest are for requests that may be repeated.
 	id, key, digest string
 	who             caller
+	// begun gets the operation that the request begins.
+	begun *switchback.OperationID
 }
 
 type askedKey struct{}
@@ -49,29 +51,35 @@ func callOf(ctx context.Context) asked {
 var requestIDPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{8,64}$`)
 
 // guard lets a request through to next that is from somebody known who has the
-// role need in a scope that the request stays in. Every route of people stands
-// behind it.
-func (s *Server) guard(need switchback.AccessRole, pattern string, next http.Handler) http.Handler {
-	if need == "" {
-		panic("route " + pattern + " names no role")
+// role that the route takes, in a scope that the request stays in. What changes
+// something, and what is refused, stands in the audit log. Every route of people
+// stands behind it.
+func (s *Server) guard(x route, next http.Handler) http.Handler {
+	if x.Need == "" {
+		panic("route " + x.Pattern + " names no role")
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c := asked{id: r.Header.Get(transport.RequestIDHeader)}
+		c := asked{id: r.Header.Get(transport.RequestIDHeader), begun: new(switchback.OperationID)}
 		if !requestIDPattern.MatchString(c.id) {
 			c.id = uuid.NewString()
 		}
 		w.Header().Set(transport.RequestIDHeader, c.id)
-		err := func() (err error) {
-			if c.who, err = s.authenticate(r); err != nil {
-				return err
+		var err error
+		if c.who, err = s.authenticate(r); err != nil {
+			transport.WriteError(w, err)
+			return
+		}
+		r = transport.WithIdentity(r, c.who.identity)
+		if err := s.authorise(r, c.who, x.Need); err != nil {
+			if switchback.CodeOf(err) == switchback.CodeUnauthorized {
+				if aerr := s.auditRefused(r, x, c, err); aerr != nil {
+					err = aerr
+				}
 			}
-			r = transport.WithIdentity(r, c.who.identity)
-			if err := s.authorise(r, c.who, need); err != nil {
-				return err
-			}
-			return c.readKey(r)
-		}()
-		if err != nil {
+			transport.WriteError(w, err)
+			return
+		}
+		if err := c.readKey(r); err != nil {
 			transport.WriteError(w, err)
 			return
 		}
@@ -83,15 +91,24 @@ func (s *Server) guard(need switchback.AccessRole, pattern string, next http.Han
 			transport.WriteJSON(w, http.StatusOK, api.OperationAnswer{Operation: prior})
 			return
 		}
-		next.ServeHTTP(w, r)
+		if r.Method == http.MethodGet {
+			next.ServeHTTP(w, r)
+			return
+		}
+		s.audited(w, r, x, c, next)
 	})
 }
 
-// authenticate finds out who asks: by the certificate of the connection.
+// authenticate finds out who asks: by the token of the request, else by the
+// certificate of the connection.
 func (s *Server) authenticate(r *http.Request) (caller, error) {
+	if text, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
+		return s.tokenCaller(r.Context(), text)
+	}
 	id, err := transport.PeerIdentity(r)
 	if err != nil {
-		return caller{}, err
+		return caller{}, switchback.Errorf(switchback.CodeUnauthorized, "who asks is not known: neither a certificate nor a token was presented").
+			WithHint("use the credentials in STATE/admin of the server, or a token: switchback token create")
 	}
 	if id.Role != transport.RoleAdmin {
 		return caller{}, switchback.Errorf(switchback.CodeUnauthorized, "%s may not do this: it takes the role %s", id, transport.RoleAdmin)
@@ -223,6 +240,9 @@ func (s *Server) begin(ctx context.Context, rec operation.Record) (operation.Rec
 	c := callOf(ctx)
 	rec.Request = c.request()
 	out, err := s.runner.Submit(ctx, rec)
+	if err == nil {
+		err = s.auditBegun(ctx, c, out)
+	}
 	if switchback.CodeOf(err) == switchback.CodeConflict { // perhaps with itself: asked twice at once
 		if prior, perr := s.repeated(ctx, c); perr == nil && prior != nil {
 			return *prior, nil

@@ -27,6 +27,8 @@ func (s *Server) routes() *routes {
 	s.routeVMs(rt)
 	s.routePoints(rt)
 	s.routeOperations(rt)
+	s.routeTokens(rt)
+	s.routeAudit(rt)
 	s.routeDocument(rt)
 	return rt
 }

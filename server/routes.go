@@ -51,12 +51,12 @@ type routes struct {
 	s   *Server
 	mux *http.ServeMux
 	api huma.API
-	// need is the role that each pattern takes.
-	need map[string]switchback.AccessRole
+	// known are the routes by pattern.
+	known map[string]route
 }
 
 func newRoutes(s *Server) *routes {
-	rt := &routes{s: s, mux: http.NewServeMux(), need: map[string]switchback.AccessRole{}}
+	rt := &routes{s: s, mux: http.NewServeMux(), known: map[string]route{}}
 	schemas := huma.NewMapRegistry("#/components/schemas/", schemaName)
 	schemas.RegisterTypeAlias(reflect.TypeFor[time.Duration](), reflect.TypeFor[nanoseconds]())
 	rt.api = humago.New(rt, huma.Config{
@@ -83,7 +83,7 @@ const apiDescription = "The control plane of a disaster recovery installation. I
 
 // HandleFunc and ServeHTTP make routes what huma registers on.
 func (rt *routes) HandleFunc(pattern string, f func(http.ResponseWriter, *http.Request)) {
-	rt.mux.Handle(pattern, rt.s.guard(rt.need[pattern], pattern, http.HandlerFunc(f)))
+	rt.mux.Handle(pattern, rt.s.guard(rt.known[pattern], http.HandlerFunc(f)))
 }
 
 func (rt *routes) ServeHTTP(w http.ResponseWriter, r *http.Request) { rt.mux.ServeHTTP(w, r) }
@@ -127,7 +127,7 @@ type body[T any] struct{ Body T }
 // handle registers a request with typed parameters and a typed answer. In has
 // the fields that huma reads (path, query, header, Body).
 func handle[In, Out any](rt *routes, x route, f func(ctx context.Context, in *In) (Out, error)) {
-	rt.need[x.Pattern] = x.Need
+	rt.known[x.Pattern] = x
 	huma.Register(rt.api, x.operation(), func(ctx context.Context, in *In) (*body[Out], error) {
 		v, err := f(ctx, in)
 		if err != nil {
@@ -142,7 +142,8 @@ func handle[In, Out any](rt *routes, x route, f func(ctx context.Context, in *In
 // plain registers a request by a function that reads it by itself: one line for
 // a route whose types need not stand in the document. Its path does.
 func (rt *routes) plain(need switchback.AccessRole, pattern string, f func(r *http.Request) (any, error)) {
-	op := route{ID: plainID(pattern), Tag: "More", Pattern: pattern, Summary: pattern, Need: need}.operation()
+	x := route{ID: plainID(pattern), Tag: "More", Pattern: pattern, Summary: pattern, Need: need}
+	op := x.operation()
 	for _, m := range pathParameter.FindAllStringSubmatch(op.Path, -1) {
 		op.Parameters = append(op.Parameters, &huma.Param{Name: m[1], In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}})
 	}
@@ -152,7 +153,7 @@ func (rt *routes) plain(need switchback.AccessRole, pattern string, f func(r *ht
 		op.RequestBody = &huma.RequestBody{Content: anything}
 	}
 	rt.api.OpenAPI().AddOperation(&op)
-	rt.need[pattern] = need
+	rt.known[pattern] = x
 	rt.HandleFunc(pattern, answer(f).ServeHTTP)
 }
 

@@ -59,7 +59,7 @@ func (s *Server) routeOperations(rt *routes) {
 				page.Items = []operation.LogLine{}
 			}
 			if len(page.Items) < len(lines) {
-				page.Next = strconv.FormatInt(page.Items[len(page.Items)-1].Sequence, 10)
+				page.Next = sequenceText(page.Items[len(page.Items)-1].Sequence)
 			}
 			return page, err
 		})
@@ -165,7 +165,7 @@ func (s *Server) routeWatch(rt *routes) {
 		&huma.Param{Name: "Last-Event-ID", In: "header", Schema: &huma.Schema{Type: huma.TypeString}, Description: "the ID of the last event that was received"})
 	op.Responses = map[string]*huma.Response{"200": {Description: "events", Content: map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString}}}}}
 	rt.api.OpenAPI().AddOperation(&op)
-	rt.need[x.Pattern] = x.Need
+	rt.known[x.Pattern] = x
 	rt.HandleFunc(x.Pattern, s.watch)
 }
 
@@ -207,7 +207,7 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request) {
 			return // the watcher asks again
 		}
 		for _, l := range lines {
-			if send("log", strconv.FormatInt(l.Sequence, 10), l) != nil {
+			if send("log", sequenceText(l.Sequence), l) != nil {
 				return // the watcher left
 			}
 			logged = l.Sequence
@@ -226,3 +226,5 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 }
+
+func sequenceText(n int64) string { return strconv.FormatInt(n, 10) }

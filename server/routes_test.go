@@ -271,7 +271,7 @@ func TestClientFitsDocument(t *testing.T) {
 
 // TestPlainRoute: a route of one line stands in the document and behind the guard.
 func TestPlainRoute(t *testing.T) {
-	rt := newRoutes(&Server{})
+	rt := newRoutes(newFleet(t).s)
 	rt.admin("POST /v1/vms/{vm}/wave", func(r *http.Request) (any, error) { return r.PathValue("vm"), nil })
 	op := rt.api.OpenAPI().Paths["/v1/vms/{vm}/wave"].Post
 	if op == nil || len(op.Parameters) != 1 || op.Parameters[0].Name != "vm" {

@@ -60,6 +60,7 @@ func (m Main) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&c.configDir, "config", defaultConfigDir(), "directory with the client's credentials (made by the server in STATE/admin)")
 	root.PersistentFlags().StringVarP(&c.output, "output", "o", "text", "text or json")
 	root.AddCommand(c.vmCommand(), c.siteCommand(), c.agentCommand(), c.operationCommand(), c.pointsCommand(), c.replicaCommand(), c.serverCommand(), exportCommand(), c.keyCommand(), labCommand())
+	root.AddCommand(c.accessCommands()...)
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if c.output != "text" && c.output != "json" {
 			return switchback.Errorf(switchback.CodeInvalid, "unknown output format %q", c.output).WithHint("text or json")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -120,7 +121,7 @@ func (c *cli) vmCommand() *cobra.Command {
 	commit.Flags().StringVar(&snapshots, "snapshots", "", "drop the kept snapshots, or keep them, made self-contained")
 	commit.Flags().StringVar(&keepPoints, "points", "delete", "delete them, or keep those up to the chosen one, read-only, until the new direction has its own")
 	cmd.AddCommand(c.changeCommands()...)
-	cmd.AddCommand(c.vmTestFailover(), c.vmDrill())
+	cmd.AddCommand(c.vmTestFailover(), c.vmDrill(), c.vmTag())
 	cmd.AddCommand(takePoint, commit, protect, edit, failover, failback, unprotect,
 		plain(recovery.DropKept, "drop-kept", "Delete the points that a commit has kept"),
 		plain(recovery.Cancel, "cancel", "Undo an uncommitted switch, or stop the operation under way"),
@@ -269,6 +270,9 @@ func printVM(w io.Writer, v api.VM) {
 	line("phase", "%s", v.Phase)
 	line("active at", "%s, epoch %d (home is %s)", v.Source, v.Epoch, v.Home)
 	line("other site", "%s", v.Target)
+	if len(v.Tags) > 0 {
+		line("tags", "%s", strings.Join(v.Tags, ", "))
+	}
 	line("policy", "a point every %s, compression %s", v.Policy.Interval, v.Policy.Compression)
 	line("retention", "%s", retentionText(v.Policy.EffectiveRetention()))
 	if every := v.Policy.AppConsistentEvery; every > 0 {

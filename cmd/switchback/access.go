@@ -1,0 +1,154 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/api"
+)
+
+// accessCommands are about who may do what, and who did.
+func (c *cli) accessCommands() []*cobra.Command {
+	return []*cobra.Command{c.tokenCommand(), c.whoamiCommand(), c.auditCommand()}
+}
+
+func (c *cli) whoamiCommand() *cobra.Command {
+	return &cobra.Command{Use: "whoami", Short: "Say as whom this command line asks, and what they may", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		p, err := cl.Whoami(cmd.Context())
+		if err != nil {
+			return err
+		}
+		return c.show(p, func(w io.Writer) { fmt.Fprintf(w, "%s, %s of %s, by %s\n", p.Name, p.Role, scopeText(p.Scope), p.Via) })
+	}}
+}
+
+func scopeText(s switchback.Scope) string {
+	var parts []string
+	for _, site := range s.Sites {
+		parts = append(parts, "site "+string(site))
+	}
+	for _, t := range s.Tags {
+		parts = append(parts, "tag "+t)
+	}
+	if len(parts) == 0 {
+		return "everything"
+	}
+	return strings.Join(parts, ", ")
+}
+
+func (c *cli) tokenCommand() *cobra.Command {
+	cmd := group(&cobra.Command{Use: "token", Short: "API tokens of people and programs"})
+	var person string
+	list := &cobra.Command{Use: "list", Short: "List API tokens, without their secrets", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		tokens, err := cl.APITokens(cmd.Context(), person)
+		if err != nil {
+			return err
+		}
+		return c.show(tokens, func(w io.Writer) {
+			table(w, "ID\tPERSON\tROLE\tSCOPE\tSTATE\tEXPIRES\tLAST USED\tNOTE", func(row func(string, ...any)) {
+				for _, t := range tokens {
+					row("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", t.ID, t.Person, t.Role, scopeText(t.Scope), t.State, t.ExpiresAt.Local().Format("2006-01-02 15:04"), ago(t.UsedAt), t.Note)
+				}
+			})
+		})
+	}}
+	list.Flags().StringVar(&person, "person", "", "only those of a person")
+
+	var req api.APITokenRequest
+	var role, out string
+	var sites []string
+	create := &cobra.Command{Use: "create PERSON", Short: "Make an API token for a person and print it, once", Args: one("PERSON"),
+		Long: `Make an API token for a person (or a program) and print it; the server keeps only a hash of its secret.
+With --out everything that the command line needs to use it is written into a directory instead: hand that to the person,
+who names it with --config. Two tokens for the same name are the same person, also where a second one has to approve.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var err error
+			if req.Role, err = switchback.ParseAccessRole(role); err != nil {
+				return err
+			}
+			req.Person, req.Scope.Sites = args[0], nil
+			for _, s := range sites {
+				req.Scope.Sites = append(req.Scope.Sites, switchback.SiteID(s))
+			}
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			t, err := cl.CreateAPIToken(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			where := t.Token
+			if out != "" {
+				if err := api.SaveToken(out, t); err != nil {
+					return err
+				}
+				t.Token, where = "", "written for: switchback --config "+out+" …"
+			}
+			return c.show(t, func(w io.Writer) {
+				fmt.Fprintf(w, "token %s for %s, %s of %s, until %s:\n\n  %s\n", t.ID, t.Person, t.Role, scopeText(t.Scope), t.ExpiresAt.Local().Format("2006-01-02 15:04"), where)
+			})
+		}}
+	f := create.Flags()
+	f.StringVar(&role, "role", "viewer", "viewer, operator or administrator")
+	f.StringSliceVar(&sites, "site", nil, "only VMs whose home is this site; repeatable")
+	f.StringSliceVar(&req.Scope.Tags, "tag", nil, "only VMs with this tag; repeatable")
+	f.DurationVar(&req.ValidFor, "valid-for", 90*24*time.Hour, "how long the token can be used")
+	f.StringVar(&req.Note, "note", "", "what it is for")
+	f.StringVar(&out, "out", "", "directory to write token, server and CA certificate into")
+
+	revoke := &cobra.Command{Use: "revoke ID", Short: "End an API token at once", Args: one("ID"), RunE: func(cmd *cobra.Command, args []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		return cl.RevokeAPIToken(cmd.Context(), args[0])
+	}}
+	cmd.AddCommand(list, create, revoke)
+	return cmd
+}
+
+func (c *cli) vmTag() *cobra.Command {
+	var remove []string
+	cmd := &cobra.Command{Use: "tag VM [TAG]...", Short: "Add tags to a VM, or remove them; without any, list them",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return one("VM")(cmd, args)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			v, err := cl.VM(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			tags := append([]string{}, v.Tags...)
+			if len(args) > 1 || len(remove) > 0 {
+				tags = append(slices.DeleteFunc(tags, func(t string) bool { return slices.Contains(remove, t) }), args[1:]...)
+				if tags, err = cl.SetTags(cmd.Context(), args[0], tags); err != nil {
+					return err
+				}
+			}
+			return c.show(api.Tags{Tags: tags}, func(w io.Writer) { fmt.Fprintln(w, strings.Join(tags, " ")) })
+		}}
+	cmd.Flags().StringSliceVar(&remove, "remove", nil, "tag to remove; repeatable")
+	return cmd
+}
