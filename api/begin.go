@@ -52,6 +52,9 @@ func (c *Client) post(ctx context.Context, path, key string, data []byte) (a Ope
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Idempotency-Key", key)
+	if c.BreakGlass != "" {
+		req.Header.Set("Break-Glass", c.BreakGlass)
+	}
 	resp, err := transport.Do(c.http, req)
 	if err != nil {
 		return a, err

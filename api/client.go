@@ -22,6 +22,10 @@ import (
 
 // Client is a client of the server's API.
 type Client struct {
+	// BreakGlass, if set, is the reason why operations that take a second
+	// person's approval go on without; the audit log keeps it.
+	BreakGlass string
+
 	http   *http.Client
 	server string
 }

@@ -48,6 +48,9 @@ type Store interface {
 	// is not Irreversible. Idempotent: nil also for one that is being undone or
 	// is cancelled. Otherwise CodeRefused.
 	RequestCancel(ctx context.Context, id switchback.OperationID) error
+	// ReleaseOperation replaces a record that awaits approval by a queued one,
+	// CancelRequested included. CodeConflict: it does not await it any more.
+	ReleaseOperation(ctx context.Context, rec Record) error
 	// ReopenOperation replaces a failed record by an unfinished one without a
 	// lease. CodeConflict: it is not failed any more, or a newer operation on
 	// the same protection and lane exists.

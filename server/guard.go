@@ -35,6 +35,8 @@ type asked struct {
 	// id is the request's, key and digest are for requests that may be repeated.
 	id, key, digest string
 	who             caller
+	// breakGlass is the reason for going on without a second person's approval.
+	breakGlass string
 	// begun gets the operation that the request begins.
 	begun *switchback.OperationID
 }
@@ -77,6 +79,10 @@ func (s *Server) guard(x route, next http.Handler) http.Handler {
 				}
 			}
 			transport.WriteError(w, err)
+			return
+		}
+		if c.breakGlass = r.Header.Get(breakGlassHeader); len(c.breakGlass) > maxBreakGlass {
+			transport.WriteError(w, switchback.Errorf(switchback.CodeInvalid, "the reason for breaking the glass is longer than %d bytes", maxBreakGlass))
 			return
 		}
 		if err := c.readKey(r); err != nil {
@@ -239,6 +245,10 @@ func (s *Server) repeated(ctx context.Context, c asked) (*operation.Record, erro
 func (s *Server) begin(ctx context.Context, rec operation.Record) (operation.Record, error) {
 	c := callOf(ctx)
 	rec.Request = c.request()
+	var err error
+	if rec.Approval, err = s.approval(ctx, rec); err != nil {
+		return rec, err
+	}
 	out, err := s.runner.Submit(ctx, rec)
 	if err == nil {
 		err = s.auditBegun(ctx, c, out)

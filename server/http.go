@@ -28,6 +28,7 @@ func (s *Server) routes() *routes {
 	s.routePoints(rt)
 	s.routeOperations(rt)
 	s.routeTokens(rt)
+	s.routeApprovals(rt)
 	s.routeAudit(rt)
 	s.routeDocument(rt)
 	return rt

@@ -116,6 +116,8 @@ func (x route) operation() huma.Operation {
 		text := &huma.Schema{Type: huma.TypeString, MaxLength: new(maxKeyLength)}
 		op.Parameters = []*huma.Param{
 			{Name: keyHeader, In: "header", Schema: text, Description: "chosen by the client; repeated with the same key the request begins nothing new"},
+			{Name: breakGlassHeader, In: "header", Schema: &huma.Schema{Type: huma.TypeString, MaxLength: new(maxBreakGlass)},
+				Description: "the reason for going on without a second person's approval, where one is needed; it is noted in the audit log"},
 		}
 	}
 	return op

@@ -177,6 +177,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	})
 	wg.Go(func() { s.watchDeadlines(ctx) })
+	wg.Go(func() { s.expireApprovals(ctx) })
 	if s.cfg.Backup.Dir != "" {
 		wg.Go(func() { s.backups(ctx) })
 	}

@@ -15,7 +15,7 @@ import (
 
 // accessCommands are about who may do what, and who did.
 func (c *cli) accessCommands() []*cobra.Command {
-	return []*cobra.Command{c.tokenCommand(), c.whoamiCommand(), c.auditCommand()}
+	return []*cobra.Command{c.tokenCommand(), c.whoamiCommand(), c.auditCommand(), c.approvalCommand()}
 }
 
 func (c *cli) whoamiCommand() *cobra.Command {
@@ -150,5 +150,69 @@ func (c *cli) vmTag() *cobra.Command {
 			return c.show(api.Tags{Tags: tags}, func(w io.Writer) { fmt.Fprintln(w, strings.Join(tags, " ")) })
 		}}
 	cmd.Flags().StringSliceVar(&remove, "remove", nil, "tag to remove; repeatable")
+	return cmd
+}
+
+func (c *cli) approvalCommand() *cobra.Command {
+	cmd := group(&cobra.Command{Use: "approval", Short: "Which operations take a second person's approval"})
+	text := func(p api.ApprovalPolicy) func(io.Writer) {
+		return func(w io.Writer) {
+			if len(p.Operations) == 0 {
+				fmt.Fprintln(w, "no operation takes a second person's approval")
+				return
+			}
+			fmt.Fprintf(w, "%s: another person with the role %s has to approve within %s\n", strings.Join(p.Operations, ", "), p.Role, p.ValidFor)
+		}
+	}
+	show := &cobra.Command{Use: "show", Short: "Show the policy", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		p, err := cl.ApprovalPolicy(cmd.Context())
+		if err != nil {
+			return err
+		}
+		return c.show(p, text(p))
+	}}
+	var p api.ApprovalPolicy
+	var role string
+	set := &cobra.Command{Use: "set", Short: "Choose the operations; without any, none takes an approval", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
+		p.Role = switchback.AccessRole(role)
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		if p.Operations == nil {
+			p.Operations = []string{}
+		}
+		p, err := cl.SetApprovalPolicy(cmd.Context(), p)
+		if err != nil {
+			return err
+		}
+		return c.show(p, text(p))
+	}}
+	set.Flags().StringSliceVar(&p.Operations, "operations", nil, "kinds, such as failover,failback,commit,delete-point")
+	set.Flags().StringVar(&role, "role", "operator", "what the second person needs: operator or administrator")
+	set.Flags().DurationVar(&p.ValidFor, "valid-for", 24*time.Hour, "how long an operation waits before it is cancelled")
+	cmd.AddCommand(show, set)
+	return cmd
+}
+
+// operationApprove is operation approve.
+func (c *cli) operationApprove() *cobra.Command {
+	var note string
+	cmd := &cobra.Command{Use: "approve ID", Short: "Let an operation go on that another person has asked for", Args: one("ID"), RunE: func(cmd *cobra.Command, args []string) error {
+		cl, err := c.client()
+		if err != nil {
+			return err
+		}
+		rec, err := cl.ApproveOperation(cmd.Context(), switchback.OperationID(args[0]), note)
+		if err != nil {
+			return err
+		}
+		return c.show(rec, func(w io.Writer) { fmt.Fprintf(w, "%s, asked for by %s, goes on\n", rec.Title, rec.RequestedBy) })
+	}}
+	cmd.Flags().StringVar(&note, "note", "", "what to say with it")
 	return cmd
 }

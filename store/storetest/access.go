@@ -94,3 +94,23 @@ func auditLogRaced(t *testing.T, s *store.Store) {
 	same(t, v.Entries, int64(40))
 	same(t, v.Problems, []audit.Problem(nil))
 }
+
+// awaitingApproval: nobody works on it, it keeps others away, and it is released once.
+func awaitingApproval(t *testing.T, s *store.Store) {
+	rec := operation.Record{ID: "op-1", Protection: "p", State: operation.StateAwaiting, CreatedAt: t0, Approval: &operation.Approval{Role: switchback.Operator, Until: t0.Add(time.Hour)}}
+	ok(t, s.CreateOperation(ctx, rec))
+	code(t, s.CreateOperation(ctx, operation.Record{ID: "op-2", Protection: "p", State: operation.StateQueued}), switchback.CodeConflict)
+	same(t, len(must(s.ClaimableOperations(ctx, "a", t0))(t)), 0)
+	_, err := s.ClaimOperation(ctx, "op-1", "a", t0, t0.Add(time.Minute))
+	code(t, err, switchback.CodeConflict)
+	same(t, len(must(s.Operations(ctx, operation.Filter{State: operation.StateAwaiting, Unfinished: true}))(t)), 1)
+	_, err = s.SuspendOperations(ctx, &switchback.Error{Code: switchback.CodeInternal}, t0)
+	ok(t, err)
+	rec.State, rec.Approval = operation.StateQueued, &operation.Approval{Role: switchback.Operator, By: "bob", At: t0}
+	ok(t, s.ReleaseOperation(ctx, rec))
+	other := rec
+	other.CancelRequested = true
+	code(t, s.ReleaseOperation(ctx, other), switchback.CodeConflict)
+	same(t, must(s.Operation(ctx, "op-1"))(t), rec)
+	same(t, len(must(s.ClaimableOperations(ctx, "a", t0))(t)), 1)
+}
