@@ -56,7 +56,7 @@ func (s *Server) audited(w http.ResponseWriter, r *http.Request, x route, c aske
 	}
 	seen := &seenAnswer{ResponseWriter: w, status: http.StatusOK}
 	next.ServeHTTP(seen, r)
-	e.Outcome, e.Detail = audit.Done, string(*c.begun)
+	e.Outcome, e.Detail = audit.Done, *c.came
 	if seen.status >= 400 {
 		var p transport.Problem
 		e.Outcome, e.Code, e.Detail = audit.Failed, switchback.CodeInternal, http.StatusText(seen.status)
@@ -100,8 +100,8 @@ func (w *seenAnswer) Write(data []byte) (int, error) {
 // auditBegun notes the operation for the entry of its request. One that the
 // server begins by itself, for a policy, gets an entry of its own.
 func (s *Server) auditBegun(ctx context.Context, c asked, rec operation.Record) error {
-	if c.begun != nil {
-		*c.begun = rec.ID
+	if c.came != nil {
+		c.note(string(rec.ID))
 		return nil
 	}
 	err := s.audit(ctx, audit.Entry{Who: rec.RequestedBy, Via: "server", Action: "begin-" + rec.Kind, Object: "operations/" + string(rec.ID), Outcome: audit.Done, Detail: rec.Title})

@@ -37,8 +37,9 @@ type asked struct {
 	who             caller
 	// breakGlass is the reason for going on without a second person's approval.
 	breakGlass string
-	// begun gets the operation that the request begins.
-	begun *switchback.OperationID
+	// came gets what the audit log says of its outcome: the operation that it
+	// begins, what it has made.
+	came *string
 }
 
 type askedKey struct{}
@@ -61,7 +62,7 @@ func (s *Server) guard(x route, next http.Handler) http.Handler {
 		panic("route " + x.Pattern + " names no role")
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c := asked{id: r.Header.Get(transport.RequestIDHeader), begun: new(switchback.OperationID)}
+		c := asked{id: r.Header.Get(transport.RequestIDHeader), came: new(string)}
 		if !requestIDPattern.MatchString(c.id) {
 			c.id = uuid.NewString()
 		}
@@ -209,6 +210,13 @@ func (c *asked) readKey(r *http.Request) error {
 	sum := sha256.Sum256([]byte(r.URL.Path + "\n" + string(data)))
 	c.digest = hex.EncodeToString(sum[:])
 	return nil
+}
+
+// note says in the audit log what came of the request.
+func (c asked) note(what string) {
+	if c.came != nil {
+		*c.came = what
+	}
 }
 
 // request is what stands of the call in the operation that it begins.

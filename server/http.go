@@ -29,6 +29,7 @@ func (s *Server) routes() *routes {
 	s.routeOperations(rt)
 	s.routeTokens(rt)
 	s.routeApprovals(rt)
+	s.routeLogin(rt)
 	s.routeAudit(rt)
 	s.routeDocument(rt)
 	return rt

@@ -21,28 +21,40 @@ import (
 // document) is one of ours. The variable is the only way it offers, and the same
 // for all of the process.
 func init() {
-	huma.NewError = func(status int, msg string, details ...error) huma.StatusError {
-		code := switchback.CodeInternal
-		switch {
-		case status == http.StatusRequestTimeout:
-			code = switchback.CodeTimeout
-		case status >= 400 && status < 500:
-			code = switchback.CodeInvalid
+	huma.NewErrorWithContext = func(ctx huma.Context, status int, msg string, details ...error) huma.StatusError {
+		p := problemOf(status, msg, details)
+		if ctx != nil {
+			p.RequestID = callOf(ctx.Context()).id
 		}
-		e := switchback.Errorf(code, "the request is not understood: %s", msg).WithHint("see /docs of the server for what it takes")
-		var parts []transport.ProblemPart
-		for _, d := range details {
-			part := transport.ProblemPart{Message: d.Error()}
-			if x, ok := d.(huma.ErrorDetailer); ok {
-				part = transport.ProblemPart{Location: x.ErrorDetail().Location, Message: x.ErrorDetail().Message}
-			}
-			e.Message += fmt.Sprintf("; %s: %s", part.Location, part.Message)
-			parts = append(parts, part)
-		}
-		p := transport.ProblemOf(e)
-		p.Errors = parts
 		return p
 	}
+	huma.NewError = func(status int, msg string, details ...error) huma.StatusError {
+		return problemOf(status, msg, details)
+	}
+}
+
+// problemOf is a problem that huma has found in a request.
+func problemOf(status int, msg string, details []error) *transport.Problem {
+	code := switchback.CodeInternal
+	switch {
+	case status == http.StatusRequestTimeout:
+		code = switchback.CodeTimeout
+	case status >= 400 && status < 500:
+		code = switchback.CodeInvalid
+	}
+	e := switchback.Errorf(code, "the request is not understood: %s", msg).WithHint("see /docs of the server for what it takes")
+	var parts []transport.ProblemPart
+	for _, d := range details {
+		part := transport.ProblemPart{Message: d.Error()}
+		if x, ok := d.(huma.ErrorDetailer); ok {
+			part = transport.ProblemPart{Location: x.ErrorDetail().Location, Message: x.ErrorDetail().Message}
+		}
+		e.Message += fmt.Sprintf("; %s: %s", part.Location, part.Message)
+		parts = append(parts, part)
+	}
+	p := transport.ProblemOf(e)
+	p.Errors = parts
+	return p
 }
 
 // routes registers what the server answers: on the mux behind the guard, and in

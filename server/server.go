@@ -33,6 +33,8 @@ type Config struct {
 	// The first server makes it, the others need a copy.
 	KeyFile string
 	Backup  BackupConfig
+	// OIDC is where people log in; nil for nowhere.
+	OIDC *OIDC
 	// Listen are the addresses to serve on; Addresses (host:port) are written
 	// into join tokens: how agents and clients reach the server, and the other
 	// servers on its store. Default: Listen.
@@ -53,6 +55,7 @@ type Server struct {
 	creds     *transport.Credentials
 	agents    *http.Client
 	runner    *operation.Runner
+	logins    logins
 }
 
 // certificate lifetimes

@@ -62,6 +62,7 @@ func (s *Server) createAPIToken(ctx context.Context, by string, req api.APIToken
 	if err := s.store.CreateAPIToken(ctx, t); err != nil {
 		return none, err
 	}
+	callOf(ctx).note("token " + t.ID + " for " + t.Person)
 	servers := s.announced
 	if len(servers) == 0 {
 		servers = s.cfg.Addresses[:1]

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -15,7 +16,7 @@ import (
 
 // accessCommands are about who may do what, and who did.
 func (c *cli) accessCommands() []*cobra.Command {
-	return []*cobra.Command{c.tokenCommand(), c.whoamiCommand(), c.auditCommand(), c.approvalCommand()}
+	return []*cobra.Command{c.loginCommand(), c.tokenCommand(), c.whoamiCommand(), c.auditCommand(), c.approvalCommand()}
 }
 
 func (c *cli) whoamiCommand() *cobra.Command {
@@ -214,5 +215,38 @@ func (c *cli) operationApprove() *cobra.Command {
 		return c.show(rec, func(w io.Writer) { fmt.Fprintf(w, "%s, asked for by %s, goes on\n", rec.Title, rec.RequestedBy) })
 	}}
 	cmd.Flags().StringVar(&note, "note", "", "what to say with it")
+	return cmd
+}
+
+func (c *cli) loginCommand() *cobra.Command {
+	var servers []string
+	var ca string
+	cmd := &cobra.Command{Use: "login", Short: "Log in at the identity provider; keeps a token of short life in the --config directory", Args: none,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if ca != "" || len(servers) > 0 {
+				if ca == "" || len(servers) == 0 {
+					return usage(fmt.Errorf("--server and --ca belong together"))
+				}
+				pem, err := os.ReadFile(ca)
+				if err != nil {
+					return switchback.Errorf(switchback.CodeInvalid, "%w", err)
+				}
+				if err := api.Trust(c.configDir, servers, pem); err != nil {
+					return err
+				}
+			}
+			t, err := api.Login(cmd.Context(), c.configDir, func(address, code string) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "open %s and type %s\n", address, code)
+			})
+			if err != nil {
+				return err
+			}
+			t.Token = ""
+			return c.show(t, func(w io.Writer) {
+				fmt.Fprintf(w, "logged in as %s, %s of %s, until %s\n", t.Person, t.Role, scopeText(t.Scope), t.ExpiresAt.Local().Format("2006-01-02 15:04"))
+			})
+		}}
+	cmd.Flags().StringSliceVar(&servers, "server", nil, "the servers' addresses, needed once")
+	cmd.Flags().StringVar(&ca, "ca", "", "file with the installation's CA certificate, needed once: ca.pem of any token, or from an administrator")
 	return cmd
 }

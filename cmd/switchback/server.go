@@ -15,7 +15,7 @@ import (
 // it does not run, except for backup.
 func (c *cli) serverCommand() *cobra.Command {
 	var cfg server.Config
-	var logLevel, s3 string
+	var logLevel, s3, oidc string
 	cmd := &cobra.Command{Use: "server", Short: "Run the control plane", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		log, err := newLogger(cmd.ErrOrStderr(), logLevel)
 		if err != nil {
@@ -23,6 +23,15 @@ func (c *cli) serverCommand() *cobra.Command {
 		}
 		if s3 != "" {
 			if cfg.Backup.Objects, err = readObjectStore(s3); err != nil {
+				return err
+			}
+		}
+		if oidc != "" {
+			data, err := os.ReadFile(oidc)
+			if err != nil {
+				return err
+			}
+			if cfg.OIDC, err = server.ParseOIDC(data); err != nil {
 				return err
 			}
 		}
@@ -44,6 +53,7 @@ func (c *cli) serverCommand() *cobra.Command {
 	f.DurationVar(&cfg.Backup.Every, "backup-every", time.Hour, "time between two backups")
 	f.IntVar(&cfg.Backup.Keep, "backup-keep", 24, "how many backups are kept")
 	f.StringVar(&s3, "backup-s3", "", "file that names an S3 bucket for copies of the backups, JSON: endpoint, bucket, prefix, region, credentials_file")
+	f.StringVar(&oidc, "oidc", "", "file that names the identity provider at which people log in, JSON: issuer, client_id, roles ([{group, role, scope}]), scopes, person_claim, groups_claim, token_hours")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	cmd.AddCommand(c.serverMigrateCommand(&cfg), c.serverBackupCommand(&cfg), c.serverRestoreCommand(&cfg), c.serverDocumentCommand())
 	return cmd
