@@ -213,6 +213,9 @@ func TestScopes(t *testing.T) {
 			t.Errorf("%s sees %q, want %q", x.who, got, x.want)
 		}
 	}
+	if sites, err := riga.Sites(ctx); err != nil || len(sites) != 1 || sites[0].Agents[0].Status == nil || len(sites[0].Agents[0].Status.VMs) > 0 {
+		t.Errorf("rita sees what the agent does for others: %+v, %v", sites, err)
+	}
 	_, err = riga.VM(ctx, "web")
 	wantCode(t, "VM of another site", err, switchback.CodeUnauthorized, "VM web", "sites [riga]")
 	_, err = riga.Operation(ctx, a.Operation.ID)

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/api"
 )
 
@@ -23,6 +24,11 @@ func (s *Server) routeSites(rt *routes) {
 			}
 			scope := callOf(ctx).who.Scope
 			sites = slices.DeleteFunc(sites, func(x api.Site) bool { return !scope.HasSite(x.ID) })
+			for _, x := range sites {
+				if err := s.hideOthers(ctx, scope, x.Agents); err != nil {
+					return page, err
+				}
+			}
 			return pageOf(sites, func(x api.Site) string { return string(x.ID) }, in.Paging)
 		})
 	handle(rt, route{ID: "create-site", Tag: "Sites", Pattern: "POST /v1/sites", Summary: "Add a site", Need: switchback.Administrator},
@@ -51,6 +57,9 @@ func (s *Server) routeSites(rt *routes) {
 			}
 			scope := callOf(ctx).who.Scope
 			agents = slices.DeleteFunc(agents, func(x api.Agent) bool { return !scope.HasSite(x.Site) })
+			if err := s.hideOthers(ctx, scope, agents); err != nil {
+				return page, err
+			}
 			return pageOf(agents, func(x api.Agent) string { return string(x.ID) }, in.Paging)
 		})
 	handle(rt, route{ID: "list-machines", Tag: "Sites", Pattern: "GET /v1/machines", Summary: "List every VM of the sites, protected or not", Need: switchback.Viewer},
@@ -79,6 +88,23 @@ func (s *Server) routeSites(rt *routes) {
 				return string(x.Site) + "\n" + x.Domain.Name + "\n" + string(x.Domain.UUID)
 			}, in.Paging)
 		})
+}
+
+// hideOthers takes VMs that are not in scope out of what agents report.
+func (s *Server) hideOthers(ctx context.Context, scope switchback.Scope, agents []api.Agent) error {
+	if scope.All() {
+		return nil
+	}
+	mine, err := s.protectionsIn(ctx, scope)
+	if err != nil {
+		return err
+	}
+	for _, a := range agents {
+		if a.Status != nil {
+			a.Status.VMs = slices.DeleteFunc(a.Status.VMs, func(v agentapi.VMStatus) bool { _, ok := mine[v.Protection]; return !ok })
+		}
+	}
+	return nil
 }
 
 // protectionsIn are the protected VMs of a scope, by ID.
