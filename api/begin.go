@@ -42,11 +42,12 @@ func begin(ctx context.Context, c *Client, path string, body any) (OperationAnsw
 			return a, err
 		case <-time.After(sendAgain):
 		}
+		c.lookAgain()
 	}
 }
 
 func (c *Client) post(ctx context.Context, path, key string, data []byte) (a OperationAnswer, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+c.server+path, bytes.NewReader(data))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+c.address()+path, bytes.NewReader(data))
 	if err != nil {
 		return a, switchback.Errorf(switchback.CodeInvalid, "request: %v", err)
 	}
@@ -65,7 +66,7 @@ func (c *Client) post(ctx context.Context, path, key string, data []byte) (a Ope
 		err = json.Unmarshal(text, &a)
 	}
 	if err != nil { // cut off: as good as none
-		return a, &switchback.Error{Code: switchback.CodeUnavailable, Message: "the answer of " + c.server + " was cut off", Err: &url.Error{Op: "Post", URL: path, Err: err}}
+		return a, &switchback.Error{Code: switchback.CodeUnavailable, Message: "the answer of " + c.address() + " was cut off", Err: &url.Error{Op: "Post", URL: path, Err: err}}
 	}
 	return a, nil
 }

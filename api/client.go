@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -26,8 +27,28 @@ type Client struct {
 	// person's approval go on without; the audit log keeps it.
 	BreakGlass string
 
-	http   *http.Client
-	server string
+	http *http.Client
+
+	mu      sync.Mutex
+	server  string   // that is asked
+	servers []string // all that may be asked
+}
+
+func (c *Client) address() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.server
+}
+
+// lookAgain chooses anew among several servers, for what may be asked twice.
+func (c *Client) lookAgain() {
+	if len(c.servers) < 2 {
+		return
+	}
+	found := reachable(c.servers)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.server = found
 }
 
 // Names in a directory of client credentials, beside those of a certificate.
@@ -55,7 +76,8 @@ func Dial(dir string) (*Client, error) {
 	if token != "" {
 		c.Transport = bearer{c.Transport, token}
 	}
-	return &Client{http: c, server: reachable(strings.Fields(string(b)))}, nil
+	servers := strings.Fields(string(b))
+	return &Client{http: c, server: reachable(servers), servers: servers}, nil
 }
 
 // credentials of dir: a certificate, or a token and by what to know the server.
@@ -105,7 +127,8 @@ func SaveToken(dir string, t NewAPIToken) error {
 }
 
 // reachable chooses the first of several servers that takes connections. No
-// call is ever sent to two of them: the first might have carried it out.
+// call is sent to two of them, for the first might have carried it out, but for
+// those that may be repeated: lookAgain.
 func reachable(servers []string) string {
 	if len(servers) == 0 {
 		return ""
@@ -120,7 +143,7 @@ func reachable(servers []string) string {
 }
 
 func call[R any](ctx context.Context, c *Client, method, path string, body any) (R, error) {
-	return transport.Call[R](ctx, c.http, method, "https://"+c.server+path, body)
+	return transport.Call[R](ctx, c.http, method, "https://"+c.address()+path, body)
 }
 
 // Sites lists sites with their agents.

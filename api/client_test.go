@@ -200,3 +200,34 @@ func TestBeginAgain(t *testing.T) {
 		t.Errorf("%v, keys %q", err, keys)
 	}
 }
+
+// TestAnotherServer: what may be repeated goes to another server when the first dies.
+func TestAnotherServer(t *testing.T) {
+	var first *httptest.Server
+	answer := func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			transport.WriteJSON(w, http.StatusOK, OperationAnswer{Operation: &operation.Record{ID: "op-1"}})
+			return
+		}
+		sendEvent(t, w, "", operation.Record{ID: "op-1", State: operation.StateSucceeded})
+	}
+	for name, ask := range map[string]func(c *Client) error{
+		"begin": func(c *Client) error {
+			_, err := c.Request(context.Background(), "web", "failover", OperationRequest{})
+			return err
+		},
+		"watch": func(c *Client) error { return c.Watch(context.Background(), "op-1", func(operation.Record) {}) },
+	} {
+		first = httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			first.Listener.Close() // it takes no connections any more
+			panic(http.ErrAbortHandler)
+		}))
+		t.Cleanup(first.Close)
+		second := httptest.NewTLSServer(http.HandlerFunc(answer))
+		t.Cleanup(second.Close)
+		servers := []string{first.Listener.Addr().String(), second.Listener.Addr().String()}
+		if err := ask(&Client{http: first.Client(), server: servers[0], servers: servers}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -41,12 +41,13 @@ func (c *Client) Watch(ctx context.Context, id switchback.OperationID, see func(
 		case <-ctx.Done():
 		case <-time.After(500 * time.Millisecond):
 		}
+		c.lookAgain()
 	}
 }
 
 // watch reads one stream; last is the ID of the last event, of this and former ones.
 func (c *Client) watch(ctx context.Context, id switchback.OperationID, last *string, see func(operation.Record), log []func(operation.LogLine)) (ended bool, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.server+operationPath(id, "/events"), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.address()+operationPath(id, "/events"), nil)
 	if err != nil {
 		return false, err
 	}
