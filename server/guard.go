@@ -40,6 +40,9 @@ type asked struct {
 	// came gets what the audit log says of its outcome: the operation that it
 	// begins, what it has made.
 	came *string
+	// keyed: an operation has the key already. Of several that one request
+	// begins the first has it.
+	keyed *bool
 }
 
 type askedKey struct{}
@@ -62,7 +65,7 @@ func (s *Server) guard(x route, next http.Handler) http.Handler {
 		panic("route " + x.Pattern + " names no role")
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c := asked{id: r.Header.Get(transport.RequestIDHeader), came: new(string)}
+		c := asked{id: r.Header.Get(transport.RequestIDHeader), came: new(string), keyed: new(bool)}
 		if !requestIDPattern.MatchString(c.id) {
 			c.id = uuid.NewString()
 		}
@@ -252,6 +255,12 @@ func (s *Server) repeated(ctx context.Context, c asked) (*operation.Record, erro
 // begin makes an operation durable, together with the request that asked for it.
 func (s *Server) begin(ctx context.Context, rec operation.Record) (operation.Record, error) {
 	c := callOf(ctx)
+	if c.keyed != nil {
+		if *c.keyed {
+			c.key = ""
+		}
+		*c.keyed = true
+	}
 	rec.Request = c.request()
 	var err error
 	if rec.Approval, err = s.approval(ctx, rec); err != nil {

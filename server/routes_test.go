@@ -153,6 +153,14 @@ func TestRepeatedRequest(t *testing.T) {
 	if two, err := f.s.begin(ctx, operation.Record{Kind: "verify"}); err != nil || two.ID != one.ID {
 		t.Errorf("%s and %s, %v", one.ID, two.ID, err)
 	}
+	// One that begins several: the key is the first one's.
+	c.key, c.keyed = "k4", new(bool)
+	ctx = context.WithValue(context.Background(), askedKey{}, c)
+	for i, want := range []string{"admin k4", ""} {
+		if rec, err := f.s.begin(ctx, operation.Record{Kind: "verify"}); err != nil || rec.Request.Key != want {
+			t.Errorf("operation %d has key %q, %v", i, rec.Request.Key, err)
+		}
+	}
 }
 
 // TestListsInPages goes through lists in pages of one, with filters.
