@@ -178,9 +178,23 @@ func (c *Client) Machines(ctx context.Context) ([]Machine, error) {
 	return list[Machine](ctx, c, "/v1/machines", nil, 0)
 }
 
-// VMs lists the protected VMs.
-func (c *Client) VMs(ctx context.Context) ([]VM, error) {
-	return list[VM](ctx, c, "/v1/vms", nil, 0)
+// VMFilter chooses protected VMs. Zero fields do not restrict.
+type VMFilter struct {
+	// Site is where they are active or replicate to.
+	Site  switchback.SiteID
+	Phase switchback.Phase
+	Tag   string
+	// Health is "normal", "warning" or "critical".
+	Health string
+}
+
+// VMs lists the protected VMs, those that the filter chooses.
+func (c *Client) VMs(ctx context.Context, f ...VMFilter) ([]VM, error) {
+	q := url.Values{}
+	for _, x := range f {
+		q = values("site", string(x.Site), "phase", string(x.Phase), "tag", x.Tag, "health", x.Health)
+	}
+	return list[VM](ctx, c, "/v1/vms", q, 0)
 }
 
 // VM returns one by name, UUID or protection ID.

@@ -28,11 +28,11 @@ func (r *Runner) Approve(ctx context.Context, id switchback.OperationID, by, not
 	return rec, r.release(ctx, rec)
 }
 
-// Expire cancels the operations that nobody has approved in time.
-func (r *Runner) Expire(ctx context.Context) error {
+// Expire cancels the operations that nobody has approved in time, and returns them.
+func (r *Runner) Expire(ctx context.Context) (expired []Record, err error) {
 	list, err := r.cfg.Store.Operations(ctx, Filter{State: StateAwaiting, Limit: 1000})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	now := r.cfg.Now()
 	for _, rec := range list {
@@ -42,11 +42,15 @@ func (r *Runner) Expire(ctx context.Context) error {
 		rec = cancelled(rec)
 		rec.Error = &switchback.Error{Code: switchback.CodeCancelled, Message: "nobody approved it until " + rec.Approval.Until.UTC().Format("2006-01-02 15:04:05 UTC"),
 			Hint: "ask for it again"}
-		if err := r.release(ctx, rec); err != nil && switchback.CodeOf(err) != switchback.CodeConflict {
-			return err
+		switch err := r.release(ctx, rec); switchback.CodeOf(err) {
+		case "":
+			expired = append(expired, rec)
+		case switchback.CodeConflict: // approved or cancelled meanwhile
+		default:
+			return expired, err
 		}
 	}
-	return nil
+	return expired, nil
 }
 
 // cancelled is an operation that awaits approval as a cancel leaves it: a Runner

@@ -30,7 +30,11 @@ func TestApproval(t *testing.T) {
 			if _, err := r.Approve(context.Background(), id, "bob", ""); switchback.CodeOf(err) != switchback.CodeRefused {
 				t.Errorf("approved too late: %v", err)
 			}
-			return r.Expire(context.Background())
+			expired, err := r.Expire(context.Background())
+			if len(expired) != 1 {
+				t.Errorf("%d expired", len(expired))
+			}
+			return err
 		}, operation.StateCancelled, 0, switchback.CodeCancelled},
 	} {
 		t.Run(x.name, func(t *testing.T) {
@@ -45,8 +49,8 @@ func TestApproval(t *testing.T) {
 				t.Fatalf("%s, %v", rec.State, err)
 			}
 			if x.until > 0 {
-				if err := r.Expire(t.Context()); err != nil {
-					t.Fatal(err)
+				if expired, err := r.Expire(t.Context()); err != nil || len(expired) > 0 {
+					t.Fatal(expired, err)
 				}
 			}
 			if _, err := r.Submit(t.Context(), operation.Record{Kind: "move", Protection: "p"}); switchback.CodeOf(err) != switchback.CodeConflict {

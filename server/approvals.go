@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -137,8 +138,12 @@ func (s *Server) expireApprovals(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if err := s.runner.Expire(ctx); err != nil && ctx.Err() == nil {
-			s.log.Error("operations that nobody approved are not cancelled, trying again", "error", err)
+		expired, err := s.runner.Expire(ctx)
+		for _, rec := range expired {
+			err = errors.Join(err, s.audit(ctx, audit.Entry{Who: rec.RequestedBy, Via: "server", Action: "approval-expired", Object: "operations/" + string(rec.ID), Outcome: audit.Done, Detail: rec.Title}))
+		}
+		if err != nil && ctx.Err() == nil {
+			s.log.Error("operations that nobody approved are not cancelled or not noted, trying again", "error", err)
 		}
 	}
 }

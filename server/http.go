@@ -12,7 +12,7 @@ import (
 	"github.com/switchback-dr/switchback/transport"
 )
 
-func (s *Server) handler() http.Handler { return s.routes().mux }
+func (s *Server) handler() http.Handler { return s.routes() }
 
 // routes are all requests that the server answers. Those of agents have their
 // own types and stand in no document; those of people have theirs in the files

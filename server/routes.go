@@ -98,7 +98,16 @@ func (rt *routes) HandleFunc(pattern string, f func(http.ResponseWriter, *http.R
 	rt.mux.Handle(pattern, rt.s.guard(rt.known[pattern], http.HandlerFunc(f)))
 }
 
-func (rt *routes) ServeHTTP(w http.ResponseWriter, r *http.Request) { rt.mux.ServeHTTP(w, r) }
+func (rt *routes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if _, pattern := rt.mux.Handler(r); pattern == "" {
+		p := transport.ProblemOf(switchback.Errorf(switchback.CodeUnsupported, "this server knows no request %s %s", r.Method, r.URL.Path).
+			WithHint("see /docs of the server for what it knows; it may be of another version"))
+		p.Status = http.StatusNotFound
+		transport.WriteProblem(w, p)
+		return
+	}
+	rt.mux.ServeHTTP(w, r)
+}
 
 // route describes one request.
 type route struct {

@@ -98,6 +98,8 @@ func TestProblems(t *testing.T) {
 		{"POST", "/v1/sites", `{"id":"riga"}`, 409, switchback.CodeConflict, "riga"},
 		{"GET", "/v1/vms?limit=0", "", 400, switchback.CodeInvalid, "query.limit"},
 		{"GET", "/v1/vms?after=!", "", 400, switchback.CodeInvalid, "after"},
+		{"GET", "/v1/nothing", "", 404, switchback.CodeUnsupported, "/v1/nothing"},
+		{"DELETE", "/v1/vms", "", 404, switchback.CodeUnsupported, "DELETE"},
 		{"GET", "/v1/operations/op-1/events", "", 404, switchback.CodeNotFound, "op-1"},
 	} {
 		status, body := f.send(x.method, x.path, x.body, transport.RequestIDHeader, "request-1234")

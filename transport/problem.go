@@ -94,8 +94,10 @@ func (p *Problem) GetStatus() int { return p.Status }
 func (p *Problem) ContentType(string) string { return problemType }
 
 // WriteError answers a request with an error. Nothing may have been written before.
-func WriteError(w http.ResponseWriter, err error) {
-	p := ProblemOf(err)
+func WriteError(w http.ResponseWriter, err error) { WriteProblem(w, ProblemOf(err)) }
+
+// WriteProblem answers a request with a problem, as WriteError does.
+func WriteProblem(w http.ResponseWriter, p *Problem) {
 	p.RequestID = w.Header().Get(RequestIDHeader)
 	w.Header().Set("Content-Type", problemType)
 	w.WriteHeader(p.Status)

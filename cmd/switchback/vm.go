@@ -197,6 +197,8 @@ func printPlan(w io.Writer, p api.Plan) {
 
 func (c *cli) vmList() *cobra.Command {
 	var all bool
+	var filter api.VMFilter
+	var site, phase string
 	cmd := &cobra.Command{Use: "list", Short: "List protected VMs, or with --all every VM of the sites", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		cl, err := c.client()
 		if err != nil {
@@ -219,7 +221,8 @@ func (c *cli) vmList() *cobra.Command {
 				})
 			})
 		}
-		vms, err := cl.VMs(cmd.Context())
+		filter.Site, filter.Phase = switchback.SiteID(site), switchback.Phase(phase)
+		vms, err := cl.VMs(cmd.Context(), filter)
 		if err != nil {
 			return err
 		}
@@ -245,6 +248,10 @@ func (c *cli) vmList() *cobra.Command {
 		})
 	}}
 	cmd.Flags().BoolVar(&all, "all", false, "every VM of the sites, protected or not")
+	cmd.Flags().StringVar(&site, "site", "", "only protected VMs that are active at, or replicate to, a site")
+	cmd.Flags().StringVar(&phase, "phase", "", "only those in a phase")
+	cmd.Flags().StringVar(&filter.Tag, "tag", "", "only those with a tag")
+	cmd.Flags().StringVar(&filter.Health, "health", "", "only those of a health: normal, warning or critical")
 	return cmd
 }
 
