@@ -8,7 +8,9 @@
 //
 //	Hash = hex(SHA-256(JSON of the entry with Hash = ""))
 //
-// with the fields in the order of Entry and the instant in microseconds, UTC. So
+// with the fields in the order of Entry and the instant in microseconds, UTC. A
+// field that is added must be left out of the JSON where it is empty, so that
+// entries of before keep their hashes (TestGolden). So
 // an entry that is changed, removed from or inserted into the middle breaks the
 // chain. Entries removed from the end are found by the head, which is kept apart.
 //

@@ -81,3 +81,13 @@ func TestHead(t *testing.T) {
 		}
 	}
 }
+
+// TestGolden: the hash of an entry never changes.
+func TestGolden(t *testing.T) {
+	e := Entry{At: time.Date(2026, 3, 1, 12, 0, 0, 123456789, time.FixedZone("", 3600)), Request: "r-1", Who: "alice", Role: "operator", Via: "token 1",
+		Action: "request-operation", Object: "vms/web/operations/failover", Outcome: Failed, Code: "refused", Detail: "<no> & \u2028"}.Chained(Head{41, "00ff"})
+	const want = "4e0e454ce6b06c09d2a2222ec4f5711126e57c6afab5224d39e27cc54671d65b"
+	if e.Hash != want || e.Sequence != 42 {
+		t.Errorf("hash %s, want %s", e.Hash, want)
+	}
+}
