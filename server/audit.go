@@ -98,17 +98,17 @@ func (w *seenAnswer) Write(data []byte) (int, error) {
 }
 
 // auditBegun notes the operation for the entry of its request. One that the
-// server begins by itself, for a policy, gets an entry of its own.
-func (s *Server) auditBegun(ctx context.Context, c asked, rec operation.Record) error {
+// server begins by itself, for a policy, gets an entry of its own; it has begun,
+// whatever becomes of that.
+func (s *Server) auditBegun(ctx context.Context, c asked, rec operation.Record) {
 	if c.came != nil {
 		c.note(string(rec.ID))
-		return nil
+		return
 	}
 	err := s.audit(ctx, audit.Entry{Who: rec.RequestedBy, Via: "server", Action: "begin-" + rec.Kind, Object: "operations/" + string(rec.ID), Outcome: audit.Done, Detail: rec.Title})
 	if err != nil {
 		s.log.Error("an operation that began by itself is not in the audit log", "operation", rec.ID, "error", err)
 	}
-	return nil
 }
 
 func (s *Server) routeAudit(rt *routes) {

@@ -268,7 +268,7 @@ func (s *Server) begin(ctx context.Context, rec operation.Record) (operation.Rec
 	}
 	out, err := s.runner.Submit(ctx, rec)
 	if err == nil {
-		err = s.auditBegun(ctx, c, out)
+		s.auditBegun(ctx, c, out)
 	}
 	if switchback.CodeOf(err) == switchback.CodeConflict { // perhaps with itself: asked twice at once
 		if prior, perr := s.repeated(ctx, c); perr == nil && prior != nil {
