@@ -15,7 +15,7 @@ export GOFLAGS += -buildvcs=false
 # There is no C here; saying so for all commands lets build and test share Go's cache.
 export CGO_ENABLED := 0
 
-.PHONY: build demo test bench lint clean crash-journal crash-matrix
+.PHONY: build demo test bench lint clean openapi crash-journal crash-matrix
 
 build:
 	go build -ldflags "-X main.version=$(VERSION)" -o switchback ./cmd/switchback
@@ -54,6 +54,10 @@ bench:
 	scripts/install-packages.sh bench
 	$(MAKE) build
 	go run ./bench
+
+# The API's document, which is kept in the repository; a test says when it is stale.
+openapi: build
+	./switchback server openapi > docs/api/openapi.yaml
 
 lint:
 	go vet ./...

@@ -28,6 +28,8 @@ type Protection struct {
 	Disks []Disk `json:"disks"`
 	// Networks maps network names at home to names at the other site.
 	Networks map[string]string `json:"networks,omitempty"`
+	// Tags are words by which VMs are found and roles are limited.
+	Tags []string `json:"tags,omitempty"`
 	// Paused: replication is held on request.
 	Paused bool `json:"paused,omitempty"`
 	// Operation is the one that currently works on this VM, if any.

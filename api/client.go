@@ -1,19 +1,21 @@
 package api
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/internal/durable"
 	"github.com/switchback-dr/switchback/operation"
 	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/transport"
@@ -21,30 +23,113 @@ import (
 
 // Client is a client of the server's API.
 type Client struct {
-	http   *http.Client
-	server string
-	ca     string // fingerprint
+	// BreakGlass, if set, is the reason why operations that take a second
+	// person's approval go on without; the audit log keeps it.
+	BreakGlass string
+
+	http *http.Client
+	ca   string // fingerprint
+
+	mu      sync.Mutex
+	server  string   // that is asked
+	servers []string // all that may be asked
 }
 
-// Dial reads the client's credentials and the server's address from dir, as the
-// server makes them in STATE/admin. Of several servers it looks for one that
-// takes connections; otherwise it does not connect yet.
+func (c *Client) address() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.server
+}
+
+// lookAgain chooses anew among several servers, for what may be asked twice.
+func (c *Client) lookAgain() {
+	if len(c.servers) < 2 {
+		return
+	}
+	found := reachable(c.servers)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.server = found
+}
+
+// Names in a directory of client credentials, beside those of a certificate.
+const (
+	serverFile = "server"
+	tokenFile  = "token"
+	caFile     = "ca.pem"
+)
+
+// Dial reads the client's credentials and the server's address from dir: a
+// certificate, as the server makes it in STATE/admin, or a token, as SaveToken
+// writes it. Of several servers it looks for one that takes connections;
+// otherwise it does not connect yet.
 func Dial(dir string) (*Client, error) {
-	creds, err := transport.LoadCredentials(dir)
+	creds, token, err := credentials(dir)
 	if err != nil {
 		return nil, &switchback.Error{Code: switchback.CodeOf(err), Message: "no usable client credentials in " + dir, Err: err,
-			Hint: "copy STATE/admin from the server and name it with --config or SWITCHBACK_CONFIG"}
+			Hint: "copy STATE/admin from the server, or have a token made for you, and name the directory with --config or SWITCHBACK_CONFIG"}
 	}
-	b, err := os.ReadFile(filepath.Join(dir, "server"))
+	b, err := os.ReadFile(filepath.Join(dir, serverFile))
 	if err != nil {
 		return nil, switchback.Errorf(switchback.CodeInvalid, "the server's address: %w", err)
 	}
 	c := transport.NewHTTPClient(transport.ClientConfig{Credentials: creds, Want: transport.AnyServer})
-	return &Client{http: c, server: reachable(strings.Fields(string(b))), ca: creds.CAFingerprint()}, nil
+	if token != "" {
+		c.Transport = bearer{c.Transport, token}
+	}
+	servers := strings.Fields(string(b))
+	return &Client{http: c, server: reachable(servers), servers: servers, ca: creds.CAFingerprint()}, nil
+}
+
+// credentials of dir: a certificate, or a token and by what to know the server.
+func credentials(dir string) (*transport.Credentials, string, error) {
+	token, err := os.ReadFile(filepath.Join(dir, tokenFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		creds, err := transport.LoadCredentials(dir)
+		return creds, "", err
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	ca, err := os.ReadFile(filepath.Join(dir, caFile))
+	if err != nil {
+		return nil, "", err
+	}
+	creds, err := transport.NewTrust(ca)
+	return creds, strings.TrimSpace(string(token)), err
+}
+
+// bearer adds the token to each request.
+type bearer struct {
+	next  http.RoundTripper
+	token string
+}
+
+func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+b.token)
+	return b.next.RoundTrip(r)
+}
+
+// SaveToken writes what Dial needs to use a token into dir, readable by the
+// owner only. It replaces no certificate: CodeConflict.
+func SaveToken(dir string, t NewAPIToken) error {
+	if _, err := transport.LoadCredentials(dir); switchback.CodeOf(err) != switchback.CodeNotFound {
+		return switchback.Errorf(switchback.CodeConflict, "%s holds the credentials of a certificate", dir).WithHint("name another directory")
+	}
+	for _, f := range []struct{ name, text string }{
+		{caFile, t.CA}, {serverFile, strings.Join(t.Servers, "\n") + "\n"}, {tokenFile, t.Token + "\n"},
+	} {
+		if err := durable.WriteFile(filepath.Join(dir, f.name), []byte(f.text), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // reachable chooses the first of several servers that takes connections. No
-// call is ever sent to two of them: the first might have carried it out.
+// call is sent to two of them, for the first might have carried it out, but for
+// those that may be repeated: lookAgain.
 func reachable(servers []string) string {
 	if len(servers) == 0 {
 		return ""
@@ -59,12 +144,12 @@ func reachable(servers []string) string {
 }
 
 func call[R any](ctx context.Context, c *Client, method, path string, body any) (R, error) {
-	return transport.Call[R](ctx, c.http, method, "https://"+c.server+path, body)
+	return transport.Call[R](ctx, c.http, method, "https://"+c.address()+path, body)
 }
 
 // Sites lists sites with their agents.
 func (c *Client) Sites(ctx context.Context) ([]Site, error) {
-	return call[[]Site](ctx, c, http.MethodGet, "/v1/sites", nil)
+	return list[Site](ctx, c, "/v1/sites", nil, 0)
 }
 
 // CreateSite adds a site. An existing one is CodeConflict.
@@ -86,17 +171,31 @@ func (c *Client) MintToken(ctx context.Context, site switchback.SiteID, validFor
 
 // Agents lists all agents.
 func (c *Client) Agents(ctx context.Context) ([]Agent, error) {
-	return call[[]Agent](ctx, c, http.MethodGet, "/v1/agents", nil)
+	return list[Agent](ctx, c, "/v1/agents", nil, 0)
 }
 
 // Machines lists every VM of the sites.
 func (c *Client) Machines(ctx context.Context) ([]Machine, error) {
-	return call[[]Machine](ctx, c, http.MethodGet, "/v1/machines", nil)
+	return list[Machine](ctx, c, "/v1/machines", nil, 0)
 }
 
-// VMs lists the protected VMs.
-func (c *Client) VMs(ctx context.Context) ([]VM, error) {
-	return call[[]VM](ctx, c, http.MethodGet, "/v1/vms", nil)
+// VMFilter chooses protected VMs. Zero fields do not restrict.
+type VMFilter struct {
+	// Site is where they are active or replicate to.
+	Site  switchback.SiteID
+	Phase switchback.Phase
+	Tag   string
+	// Health is "normal", "warning" or "critical".
+	Health string
+}
+
+// VMs lists the protected VMs, those that the filter chooses.
+func (c *Client) VMs(ctx context.Context, f ...VMFilter) ([]VM, error) {
+	q := url.Values{}
+	for _, x := range f {
+		q = values("site", string(x.Site), "phase", string(x.Phase), "tag", x.Tag, "health", x.Health)
+	}
+	return list[VM](ctx, c, "/v1/vms", q, 0)
 }
 
 // VM returns one by name, UUID or protection ID.
@@ -106,17 +205,17 @@ func (c *Client) VM(ctx context.Context, name string) (VM, error) {
 
 // Points lists a VM's recovery points, oldest first.
 func (c *Client) Points(ctx context.Context, name string) ([]switchback.MarkedPoint, error) {
-	return call[[]switchback.MarkedPoint](ctx, c, http.MethodGet, "/v1/vms/"+url.PathEscape(name)+"/points", nil)
+	return list[switchback.MarkedPoint](ctx, c, "/v1/vms/"+url.PathEscape(name)+"/points", nil, 0)
 }
 
 // Request asks for an operation on a VM, or for its plan.
 func (c *Client) Request(ctx context.Context, vm string, kind recovery.Kind, req OperationRequest) (OperationAnswer, error) {
-	return call[OperationAnswer](ctx, c, http.MethodPost, "/v1/vms/"+url.PathEscape(vm)+"/operations/"+url.PathEscape(string(kind)), req)
+	return begin(ctx, c, "/v1/vms/"+url.PathEscape(vm)+"/operations/"+url.PathEscape(string(kind)), req)
 }
 
 // Drills lists the reports of a VM's drills, newest first.
 func (c *Client) Drills(ctx context.Context, vm string, limit int) ([]DrillReport, error) {
-	return call[[]DrillReport](ctx, c, http.MethodGet, fmt.Sprintf("/v1/vms/%s/drills?limit=%d", url.PathEscape(vm), limit), nil)
+	return list[DrillReport](ctx, c, "/v1/vms/"+url.PathEscape(vm)+"/drills", nil, limit)
 }
 
 // DrillPicture returns the picture of a drill's screen as PNG. CodeNotFound: there is none.
@@ -127,11 +226,11 @@ func (c *Client) DrillPicture(ctx context.Context, id switchback.OperationID) ([
 
 // Operations lists operations, newest first.
 func (c *Client) Operations(ctx context.Context, vm string, unfinished bool, limit int) ([]operation.Record, error) {
-	q := url.Values{"limit": {fmt.Sprint(limit)}, "unfinished": {fmt.Sprint(unfinished)}}
+	q := url.Values{"unfinished": {fmt.Sprint(unfinished)}}
 	if vm != "" {
 		q.Set("vm", vm)
 	}
-	return call[[]operation.Record](ctx, c, http.MethodGet, "/v1/operations?"+q.Encode(), nil)
+	return list[operation.Record](ctx, c, "/v1/operations", q, limit)
 }
 
 func operationPath(id switchback.OperationID, rest string) string {
@@ -145,69 +244,17 @@ func (c *Client) Operation(ctx context.Context, id switchback.OperationID) (oper
 
 // OperationLog returns the log lines after a sequence number.
 func (c *Client) OperationLog(ctx context.Context, id switchback.OperationID, after int64) ([]operation.LogLine, error) {
-	l, err := call[OperationLog](ctx, c, http.MethodGet, operationPath(id, fmt.Sprintf("/log?after=%d", after)), nil)
-	return l.Lines, err
+	return list[operation.LogLine](ctx, c, operationPath(id, "/log"), url.Values{"after": {fmt.Sprint(after)}}, 0)
 }
 
 // CancelOperation asks for an operation to be stopped and undone.
 func (c *Client) CancelOperation(ctx context.Context, id switchback.OperationID) error {
-	_, err := call[struct{}](ctx, c, http.MethodPost, operationPath(id, "/cancel"), struct{}{})
+	_, err := call[struct{}](ctx, c, http.MethodPost, operationPath(id, "/cancel"), nil)
 	return err
 }
 
 // RetryOperation lets a failed operation go on.
 func (c *Client) RetryOperation(ctx context.Context, id switchback.OperationID) error {
-	_, err := call[struct{}](ctx, c, http.MethodPost, operationPath(id, "/retry"), struct{}{})
+	_, err := call[struct{}](ctx, c, http.MethodPost, operationPath(id, "/retry"), nil)
 	return err
-}
-
-// Watch calls see with an operation each time it changes, until it has ended.
-// A server that restarts meanwhile is waited for, for a minute.
-func (c *Client) Watch(ctx context.Context, id switchback.OperationID, see func(operation.Record)) error {
-	lost := time.Time{}
-	for {
-		ended, err := c.watch(ctx, id, see)
-		switch {
-		case ended || ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil && !switchback.IsRetryable(err):
-			return err
-		case lost.IsZero():
-			lost = time.Now()
-		case time.Since(lost) > time.Minute:
-			return err
-		}
-		if err == nil {
-			lost = time.Time{}
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(500 * time.Millisecond):
-		}
-	}
-}
-
-func (c *Client) watch(ctx context.Context, id switchback.OperationID, see func(operation.Record)) (ended bool, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.server+operationPath(id, "/watch"), nil)
-	if err != nil {
-		return false, err
-	}
-	resp, err := transport.Do(c.http, req)
-	if err != nil {
-		return false, err
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(nil, 8<<20)
-	for lines.Scan() {
-		var rec operation.Record
-		if json.Unmarshal(lines.Bytes(), &rec) != nil {
-			return false, nil // cut off in the middle: ask again
-		}
-		see(rec)
-		if rec.State.Finished() {
-			return true, nil
-		}
-	}
-	return false, nil // the stream broke: ask again
 }

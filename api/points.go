@@ -60,10 +60,10 @@ func (c *Client) MarkPoint(ctx context.Context, vm, point string, req MarkReques
 
 // RotateKey makes a new data key for the VM's new points.
 func (c *Client) RotateKey(ctx context.Context, vm string) (agentapi.RotateKeyResult, error) {
-	return call[agentapi.RotateKeyResult](ctx, c, http.MethodPost, "/v1/vms/"+url.PathEscape(vm)+"/rotate-key", struct{}{})
+	return call[agentapi.RotateKeyResult](ctx, c, http.MethodPost, "/v1/vms/"+url.PathEscape(vm)+"/rotate-key", nil)
 }
 
 // RequestPoints begins an operation on points; point "" is the whole replica.
 func (c *Client) RequestPoints(ctx context.Context, vm, point, kind string, req PointsRequest) (OperationAnswer, error) {
-	return call[OperationAnswer](ctx, c, http.MethodPost, pointPath(vm, point, "/"+kind), req)
+	return begin(ctx, c, pointPath(vm, point, "/"+kind), req)
 }

@@ -99,7 +99,7 @@ type OperationRequest struct {
 	From     switchback.SiteID  `json:"from,omitempty"`
 	To       switchback.SiteID  `json:"to,omitempty"`
 	Policy   *switchback.Policy `json:"policy,omitempty"` // also edit
-	Networks map[string]string  `json:"networks"`         // also edit; nil = they stay
+	Networks map[string]string  `json:"networks,omitzero"`         // also edit; nil = they stay
 	// failover, failback, change-point: a choice (recovery.ParseChoice), "latest" by default
 	Point string `json:"point,omitempty"`
 	// AcceptLoss agrees to lose what was written after an older point.
@@ -158,11 +158,6 @@ type PlanStep struct {
 	Name  string            `json:"name"`
 	Title string            `json:"title"`
 	Site  switchback.SiteID `json:"site,omitempty"`
-}
-
-// OperationLog is a part of an operation's log.
-type OperationLog struct {
-	Lines []operation.LogLine `json:"lines"`
 }
 
 // Raw is a JSON document passed on as it is.

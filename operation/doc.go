@@ -34,6 +34,9 @@
 //
 // # States
 //
+//	awaiting-approval (where a second person has to agree: Approve)
+//	  │
+//	  ▼
 //	queued ──▶ running ──▶ succeeded
 //	  │          │  ▲
 //	  │          │  └── Retry ──┐

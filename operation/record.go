@@ -15,6 +15,11 @@ const (
 	// StateQueued: persisted, nothing has happened. Left when a Runner takes it
 	// (to running) or by Cancel (to cancelled).
 	StateQueued State = "queued"
+	// StateAwaiting: persisted, nothing has happened, and nothing will until
+	// another person agrees. Left by Approve (to queued) or by Cancel (to
+	// cancelled, by way of queued). It works on its protection as others do: none
+	// else is begun meanwhile.
+	StateAwaiting State = "awaiting-approval"
 	// StateRunning: steps are done in order. Left to succeeded when all are
 	// done, to undoing or failed when one fails, to undoing or cancelled by Cancel.
 	StateRunning State = "running"
@@ -36,14 +41,19 @@ const (
 // Finished reports whether no Runner works on an operation in state s.
 func (s State) Finished() bool {
 	switch s {
-	case StateQueued, StateRunning, StateUndoing:
+	case StateAwaiting, StateQueued, StateRunning, StateUndoing:
 		return false
 	}
 	return true
 }
 
 // UnfinishedStates are the states for which State.Finished is false.
-func UnfinishedStates() []State { return []State{StateQueued, StateRunning, StateUndoing} }
+func UnfinishedStates() []State {
+	return []State{StateAwaiting, StateQueued, StateRunning, StateUndoing}
+}
+
+// ActiveStates are those in which a Runner works on an operation.
+func ActiveStates() []State { return []State{StateQueued, StateRunning, StateUndoing} }
 
 // StepState is where a step stands.
 type StepState string
@@ -126,8 +136,12 @@ type Record struct {
 	Title       string          `json:"title"`
 	Params      json.RawMessage `json:"params,omitempty"`
 	RequestedBy string          `json:"requested_by,omitempty"`
-	State       State           `json:"state"`
-	Steps       []StepRecord    `json:"steps"`
+	// Approval is set where the operation takes a second person's.
+	Approval *Approval `json:"approval,omitempty"`
+	// Request is the one that asked for it.
+	Request Origin       `json:"request,omitzero"`
+	State   State        `json:"state"`
+	Steps   []StepRecord `json:"steps"`
 	// CancelRequested stands from Cancel on; never together with a begun
 	// irreversible step.
 	CancelRequested bool `json:"cancel_requested,omitempty"`
@@ -143,6 +157,33 @@ type Record struct {
 	Result json.RawMessage `json:"result,omitempty"`
 	Lease  Lease           `json:"lease"`
 }
+
+// Origin names the request that asked for an operation.
+type Origin struct {
+	// ID is the one in the audit log.
+	ID string `json:"id,omitempty"`
+	// Key is unique among all operations: a request that is repeated under it
+	// begins no second one. Digest tells whether it asks the same.
+	Key    string `json:"key,omitempty"`
+	Digest string `json:"digest,omitempty"`
+}
+
+// Approval is the consent of a second person that an operation takes.
+type Approval struct {
+	// Role is what that person needs.
+	Role switchback.AccessRole `json:"role"`
+	// Until is when the operation is cancelled if nobody has agreed.
+	Until time.Time `json:"until,omitzero"`
+	// By agreed at At; Note is what they said.
+	By   string    `json:"by,omitempty"`
+	At   time.Time `json:"at,omitzero"`
+	Note string    `json:"note,omitempty"`
+	// BreakGlass is why who asked went on alone.
+	BreakGlass string `json:"break_glass,omitempty"`
+}
+
+// Given reports whether the operation may go on.
+func (a *Approval) Given() bool { return a == nil || !a.At.IsZero() }
 
 // Clone returns a copy that shares nothing that is ever changed in place.
 func (r Record) Clone() Record {

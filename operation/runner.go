@@ -86,10 +86,10 @@ func setDefault(d *time.Duration, v time.Duration) {
 	}
 }
 
-// Submit makes a new operation durable and returns it, queued, before any of
-// its effects. Of req it takes Kind, Protection, Lane, Title, Params, RequestedBy, and
+// Submit makes a new operation durable and returns it, queued or awaiting approval, before any of
+// its effects. Of req it takes Kind, Protection, Lane, Title, Params, RequestedBy, Request, Approval, and
 // ID, where the caller wants a repeated Submit to be refused (CodeConflict).
-// CodeConflict also: an unfinished operation works on the same protection in the same lane.
+// CodeConflict also: an unfinished operation works on the same protection in the same lane, or the request's key was used.
 func (r *Runner) Submit(ctx context.Context, req Record) (Record, error) {
 	def, ok := r.defs[req.Kind]
 	if !ok {
@@ -102,8 +102,11 @@ func (r *Runner) Submit(ctx context.Context, req Record) (Record, error) {
 	now := r.cfg.Now().UTC()
 	rec := Record{
 		ID: req.ID, Kind: req.Kind, Protection: req.Protection, Lane: req.Lane, Title: req.Title,
-		Params: req.Params, RequestedBy: req.RequestedBy,
-		State: StateQueued, CreatedAt: now,
+		Params: req.Params, RequestedBy: req.RequestedBy, Request: req.Request,
+		Approval: req.Approval, State: StateQueued, CreatedAt: now,
+	}
+	if !rec.Approval.Given() {
+		rec.State = StateAwaiting
 	}
 	if rec.ID == "" {
 		rec.ID = r.newID(now)
@@ -161,6 +164,11 @@ func (r *Runner) Cancel(ctx context.Context, id switchback.OperationID) error {
 	switch rec.State {
 	case StateUndoing:
 		return nil
+	case StateAwaiting:
+		if err = r.release(ctx, cancelled(rec)); switchback.CodeOf(err) == switchback.CodeConflict {
+			return r.Cancel(ctx, id) // it was approved or cancelled meanwhile
+		}
+		return err
 	case StateFailed:
 		err = r.cfg.Store.ReopenOperation(ctx, Abandon(rec))
 	default:

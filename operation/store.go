@@ -11,6 +11,7 @@ import (
 type Filter struct {
 	Protection switchback.ProtectionID
 	Kind       string
+	State      State
 	// Unfinished leaves out operations that have ended.
 	Unfinished bool
 	// Before leaves out this operation and newer ones: the last ID of a page
@@ -23,8 +24,9 @@ type Filter struct {
 // Store keeps operations. Every method is one transaction and is durable when
 // it returns nil; records it returns are the caller's own.
 type Store interface {
-	// CreateOperation stores a new record. CodeConflict: the ID exists, or an
-	// unfinished operation works on the same protection in the same lane.
+	// CreateOperation stores a new record. CodeConflict: the ID or the request's
+	// key exists, or an unfinished operation works on the same protection in the
+	// same lane.
 	CreateOperation(ctx context.Context, rec Record) error
 	// Operation returns one record, or CodeNotFound.
 	Operation(ctx context.Context, id switchback.OperationID) (Record, error)
@@ -46,6 +48,9 @@ type Store interface {
 	// is not Irreversible. Idempotent: nil also for one that is being undone or
 	// is cancelled. Otherwise CodeRefused.
 	RequestCancel(ctx context.Context, id switchback.OperationID) error
+	// ReleaseOperation replaces a record that awaits approval by a queued one,
+	// CancelRequested included. CodeConflict: it does not await it any more.
+	ReleaseOperation(ctx context.Context, rec Record) error
 	// ReopenOperation replaces a failed record by an unfinished one without a
 	// lease. CodeConflict: it is not failed any more, or a newer operation on
 	// the same protection and lane exists.

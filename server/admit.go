@@ -24,7 +24,7 @@ func (s *Server) admitAgent(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp, err := s.enrol(r.Context(), site, id, join, s.store.Now())
+	resp, err := s.enrol(r.Context(), "admitted by hand", site, id, join, s.store.Now())
 	if err != nil {
 		return nil, err
 	}

@@ -5,10 +5,12 @@ import (
 	"crypto/tls"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,18 +21,19 @@ import (
 )
 
 var (
-	routePattern = regexp.MustCompile(`"((?:GET|POST|PUT|PATCH|DELETE) /v1/[^"]*)"`)
-	wildcard     = regexp.MustCompile(`\{[^}]*\}`)
+	// rawRoute finds what is served past the registry of people's requests.
+	rawRoute = regexp.MustCompile(`mux\.Handle\("((?:GET|POST|PUT|PATCH|DELETE) /[^"]+)", `)
+	wildcard = regexp.MustCompile(`\{[^}]*\}`)
 )
 
-// routes are all patterns that the sources of this package serve.
-func routes(t *testing.T) []string {
+// servedRoutes are all patterns that the server answers.
+func servedRoutes(t *testing.T, s *Server) []string {
 	t.Helper()
+	list := append(slices.Collect(maps.Keys(s.routes().known)), "POST "+transport.JoinPath, "POST "+transport.DialInPath)
 	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	list := []string{"POST " + transport.JoinPath, "POST " + transport.DialInPath}
 	for _, f := range files {
 		if strings.HasSuffix(f, "_test.go") {
 			continue
@@ -39,11 +42,11 @@ func routes(t *testing.T) []string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range routePattern.FindAllStringSubmatch(string(text), -1) {
+		for _, m := range rawRoute.FindAllStringSubmatch(string(text), -1) {
 			list = append(list, m[1])
 		}
 	}
-	if len(list) < 20 {
+	if len(list) < 40 {
 		t.Fatalf("only %d routes found: %v", len(list), list)
 	}
 	return list
@@ -121,15 +124,21 @@ func TestCallers(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	everybody := []string{"agent", "moved agent", "gone agent", "server", "administrator", "nobody"}
 	allowed := map[string][]string{
-		"POST " + transport.JoinPath:   {"agent", "moved agent", "gone agent", "server", "administrator", "nobody"},
+		"POST " + transport.JoinPath:   everybody,
+		"GET /v1/openapi.yaml":         everybody,
+		"GET /v1/openapi.json":         everybody,
+		"GET /docs":                    everybody,
+		"GET /v1/login":                everybody,
+		"POST /v1/login":               everybody,
 		"POST " + transport.DialInPath: {"agent"},
 		"POST /v1/agents/report":       {"agent"},
 		"POST /v1/agents/renew":        {"agent"},
 	}
 	// "not a document" is refused by whatever reads it, after the caller was judged.
 	bodies := map[string]string{"POST /v1/agents/report": "{}", "POST /v1/agents/renew": "{}"}
-	for _, route := range routes(t) {
+	for _, route := range servedRoutes(t, f.s) {
 		may := map[string]bool{}
 		for _, who := range allowed[route] {
 			may[who] = true

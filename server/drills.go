@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -141,7 +139,7 @@ func (s *Server) submitDrillAs(ctx context.Context, id switchback.OperationID, w
 	if err != nil {
 		return operation.Record{}, err
 	}
-	rec, err := s.runner.Submit(ctx, operation.Record{ID: id, Kind: kind, Protection: p.ID, Lane: drillLane, Title: kind + " " + p.Name, Params: raw, RequestedBy: who})
+	rec, err := s.begin(ctx, operation.Record{ID: id, Kind: kind, Protection: p.ID, Lane: drillLane, Title: kind + " " + p.Name, Params: raw, RequestedBy: who})
 	if switchback.CodeOf(err) == switchback.CodeConflict && id != "" {
 		if there, gerr := s.runner.Get(ctx, id); gerr == nil {
 			rec, err = there, nil
@@ -265,34 +263,4 @@ func drillReport(rec operation.Record) (api.DrillReport, error) {
 		return api.DrillReport{}, switchback.Errorf(switchback.CodeNotFound, "drill %s has no report yet", rec.ID)
 	}
 	return *sum.Drill, nil
-}
-
-func (s *Server) listDrills(r *http.Request) (any, error) {
-	p, err := s.find(r.Context(), r.PathValue("vm"))
-	if err != nil {
-		return nil, err
-	}
-	limit, _ := strconv.Atoi(r.URL.Query().Get("limit"))
-	list, err := s.store.Operations(r.Context(), operation.Filter{Protection: p.ID, Kind: string(recovery.TestFailover), Limit: limit})
-	if err != nil {
-		return nil, err
-	}
-	reports := []api.DrillReport{}
-	for _, rec := range list {
-		report, err := reportOf(rec)
-		if err != nil {
-			return nil, err
-		}
-		reports = append(reports, report)
-	}
-	return reports, nil
-}
-
-func (s *Server) drillPicture(r *http.Request) (any, error) {
-	rec, err := s.runner.Get(r.Context(), switchback.OperationID(r.PathValue("id")))
-	if err != nil {
-		return nil, err
-	}
-	b, err := readPicture(s.pictureFile(rec.ID))
-	return api.DrillPicture{PNG: b}, err
 }

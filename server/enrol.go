@@ -7,28 +7,24 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/audit"
 	"github.com/switchback-dr/switchback/store"
 	"github.com/switchback-dr/switchback/transport"
 )
 
 const maxTokenLife = 7 * 24 * time.Hour
 
-func (s *Server) mintToken(r *http.Request) (any, error) {
-	var req api.TokenRequest
-	if err := transport.ReadJSON(r, &req); err != nil {
-		return nil, err
-	}
-	if req.ValidFor <= 0 || req.ValidFor > maxTokenLife {
-		return nil, switchback.Errorf(switchback.CodeInvalid, "a token is valid for up to %s, not %s", maxTokenLife, req.ValidFor)
+func (s *Server) mintToken(ctx context.Context, site switchback.SiteID, validFor time.Duration) (api.Token, error) {
+	if validFor <= 0 || validFor > maxTokenLife {
+		return api.Token{}, switchback.Errorf(switchback.CodeInvalid, "a token is valid for up to %s, not %s", maxTokenLife, validFor)
 	}
 	if s.cfg.Unreachable {
-		return nil, switchback.Errorf(switchback.CodeRefused, "agents cannot open connections to this server, so a token would be of no use to them").
+		return api.Token{}, switchback.Errorf(switchback.CodeRefused, "agents cannot open connections to this server, so a token would be of no use to them").
 			WithHint("on the agent's host: switchback agent request; then here: switchback site admit SITE REQUEST")
 	}
-	site := switchback.SiteID(r.PathValue("site"))
 	now := s.store.Now()
-	t := transport.MintToken(s.cfg.Addresses, s.ca.Fingerprint(), site, now.Add(req.ValidFor))
-	err := s.store.CreateJoinToken(r.Context(), store.JoinToken{Hash: transport.HashSecret(t.Secret), Site: site, CreatedAt: now, ExpiresAt: t.ExpiresAt})
+	t := transport.MintToken(s.cfg.Addresses, s.ca.Fingerprint(), site, now.Add(validFor))
+	err := s.store.CreateJoinToken(ctx, store.JoinToken{Hash: transport.HashSecret(t.Secret), Site: site, CreatedAt: now, ExpiresAt: t.ExpiresAt})
 	return api.Token{Token: t.String(), Site: site, Expires: t.ExpiresAt}, err
 }
 
@@ -47,11 +43,11 @@ func (s *Server) join(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.enrol(r.Context(), t.Site, id, req, now)
+	return s.enrol(r.Context(), "join token", t.Site, id, req, now)
 }
 
 // enrol makes an agent one of a site's, and gives it its first certificate.
-func (s *Server) enrol(ctx context.Context, site switchback.SiteID, id switchback.AgentID, req transport.JoinRequest, now time.Time) (transport.JoinResponse, error) {
+func (s *Server) enrol(ctx context.Context, via string, site switchback.SiteID, id switchback.AgentID, req transport.JoinRequest, now time.Time) (transport.JoinResponse, error) {
 	none := transport.JoinResponse{}
 	if err := ownAddress(id, req.Agent.Address); err != nil {
 		return none, err
@@ -69,6 +65,9 @@ func (s *Server) enrol(ctx context.Context, site switchback.SiteID, id switchbac
 	}
 	err = s.store.SaveAgent(ctx, store.Agent{ID: id, Site: site, Address: req.Agent.Address, Version: req.Agent.Version,
 		CertificateSerial: serial, CertificateExpires: expires, JoinedAt: now})
+	if err == nil {
+		err = s.audit(ctx, audit.Entry{Who: "agent " + string(id), Via: via, Action: "join", Object: "sites/" + string(site), Outcome: audit.Done, Detail: req.Agent.Address})
+	}
 	if err == nil {
 		s.log.Info("agent joined", "agent", id, "site", site, "address", req.Agent.Address)
 	}

@@ -1,160 +1,43 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
-	"strconv"
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/api"
-	"github.com/switchback-dr/switchback/operation"
-	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/store"
 	"github.com/switchback-dr/switchback/transport"
 )
 
-func (s *Server) handler() http.Handler {
-	mux := http.NewServeMux()
-	admin := func(pattern string, f func(r *http.Request) (any, error)) {
-		mux.Handle(pattern, transport.RequireRole(answer(f), transport.RoleAdmin))
-	}
-	mux.Handle("POST "+transport.JoinPath, answer(s.join))
-	mux.Handle("POST /v1/agents/report", transport.RequireRole(answer(s.takeReport), transport.RoleAgent))
-	mux.Handle("POST /v1/agents/renew", transport.RequireRole(answer(s.renew), transport.RoleAgent))
+func (s *Server) handler() http.Handler { return s.routes() }
 
-	admin("GET /v1/sites", s.listSites)
-	admin("POST /v1/sites", func(r *http.Request) (any, error) {
-		var req api.CreateSiteRequest
-		if err := transport.ReadJSON(r, &req); err != nil {
-			return nil, err
-		}
-		if err := validSite(req.ID); err != nil {
-			return nil, err
-		}
-		return api.Site{ID: req.ID}, s.store.CreateSite(r.Context(), store.Site{ID: req.ID, Name: string(req.ID), CreatedAt: s.store.Now()})
-	})
-	admin("DELETE /v1/sites/{site}", func(r *http.Request) (any, error) {
-		return struct{}{}, s.store.DeleteSite(r.Context(), switchback.SiteID(r.PathValue("site")))
-	})
-	admin("GET /v1/sites/{site}", s.showSite)
-	admin("POST /v1/sites/{site}/tokens", s.mintToken)
-	admin("GET /v1/agents", func(r *http.Request) (any, error) { return s.agentViews(r.Context(), "") })
-	admin("GET /v1/machines", func(r *http.Request) (any, error) {
-		return s.machines(r.Context(), switchback.SiteID(r.URL.Query().Get("site")))
-	})
+// routes are all requests that the server answers. Those of agents have their
+// own types and stand in no document; those of people have theirs in the files
+// routes_*.go.
+func (s *Server) routes() *routes {
+	rt := newRoutes(s)
+	rt.mux.Handle("POST "+transport.JoinPath, answer(s.join))
+	rt.mux.Handle("POST /v1/agents/report", transport.RequireRole(answer(s.takeReport), transport.RoleAgent))
+	rt.mux.Handle("POST /v1/agents/renew", transport.RequireRole(answer(s.renew), transport.RoleAgent))
 
-	admin("GET /v1/vms", func(r *http.Request) (any, error) {
-		list, err := s.store.Protections(r.Context())
-		if err != nil {
-			return nil, err
-		}
-		views := []api.VM{}
-		for _, p := range list {
-			v, err := s.view(r.Context(), p, false)
-			if err != nil {
-				return nil, err
-			}
-			views = append(views, v)
-		}
-		return views, nil
-	})
-	admin("GET /v1/vms/{vm}", func(r *http.Request) (any, error) {
-		p, err := s.find(r.Context(), r.PathValue("vm"))
-		if err != nil {
-			return nil, err
-		}
-		return s.view(r.Context(), p, true)
-	})
-	admin("GET /v1/vms/{vm}/points", func(r *http.Request) (any, error) {
-		p, err := s.find(r.Context(), r.PathValue("vm"))
-		if err != nil {
-			return nil, err
-		}
-		return s.points(r.Context(), p)
-	})
-	admin("POST /v1/vms/{vm}/operations/{kind}", func(r *http.Request) (any, error) {
-		var req api.OperationRequest
-		if err := transport.ReadJSON(r, &req); err != nil {
-			return nil, err
-		}
-		id, err := transport.PeerIdentity(r)
-		if err != nil {
-			return nil, err
-		}
-		return s.request(r.Context(), id.ID, r.PathValue("vm"), recovery.Kind(r.PathValue("kind")), req)
-	})
-
-	s.routePoints(admin)
-	s.routeDrills(admin)
-	s.routeTrust(mux, admin)
-	s.routeAdoption(admin)
-	s.routeConnectivity(mux, admin)
-	admin("GET /v1/operations", func(r *http.Request) (any, error) {
-		q := r.URL.Query()
-		limit, _ := strconv.Atoi(q.Get("limit"))
-		f := operation.Filter{Kind: q.Get("kind"), Unfinished: q.Get("unfinished") == "true", Limit: limit, Before: switchback.OperationID(q.Get("before"))}
-		if vm := q.Get("vm"); vm != "" {
-			p, err := s.find(r.Context(), vm)
-			if err != nil {
-				return nil, err
-			}
-			f.Protection = p.ID
-		}
-		list, err := s.store.Operations(r.Context(), f)
-		if list == nil {
-			list = []operation.Record{}
-		}
-		return list, err
-	})
-	admin("GET /v1/operations/{id}", func(r *http.Request) (any, error) {
-		return s.runner.Get(r.Context(), switchback.OperationID(r.PathValue("id")))
-	})
-	admin("GET /v1/operations/{id}/log", func(r *http.Request) (any, error) {
-		after, _ := strconv.ParseInt(r.URL.Query().Get("after"), 10, 64)
-		lines, err := s.store.OperationLog(r.Context(), switchback.OperationID(r.PathValue("id")), after)
-		return api.OperationLog{Lines: lines}, err
-	})
-	admin("POST /v1/operations/{id}/cancel", func(r *http.Request) (any, error) {
-		return struct{}{}, s.runner.Cancel(r.Context(), switchback.OperationID(r.PathValue("id")))
-	})
-	admin("POST /v1/operations/{id}/retry", func(r *http.Request) (any, error) {
-		return struct{}{}, s.runner.Retry(r.Context(), switchback.OperationID(r.PathValue("id")))
-	})
-	admin("GET /v1/vms/{vm}/drills", s.listDrills)
-	admin("GET /v1/operations/{id}/screenshot", s.drillPicture)
-	mux.Handle("GET /v1/operations/{id}/watch", transport.RequireRole(http.HandlerFunc(s.watch), transport.RoleAdmin))
-	return mux
-}
-
-// answer adapts a function to an HTTP handler.
-func answer(f func(r *http.Request) (any, error)) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		v, err := f(r)
-		if err != nil {
-			transport.WriteError(w, err)
-			return
-		}
-		transport.WriteJSON(w, http.StatusOK, v)
-	})
-}
-
-// watch streams an operation as one JSON record per line until it ends.
-func (s *Server) watch(w http.ResponseWriter, r *http.Request) {
-	records, err := s.runner.Watch(r.Context(), switchback.OperationID(r.PathValue("id")))
-	if err != nil {
-		transport.WriteError(w, err)
-		return
-	}
-	w.Header().Set("Content-Type", "application/x-ndjson")
-	enc := json.NewEncoder(w)
-	for rec := range records {
-		if enc.Encode(rec) != nil {
-			return // the watcher left
-		}
-		http.NewResponseController(w).Flush()
-	}
+	s.routeSites(rt)
+	s.routeVMs(rt)
+	s.routePoints(rt)
+	s.routeOperations(rt)
+	s.routeTokens(rt)
+	s.routeApprovals(rt)
+	s.routeLogin(rt)
+	s.routeAudit(rt)
+	s.routeDrills(rt.admin)
+	s.routeTrust(rt.mux, rt.admin)
+	s.routeAdoption(rt.admin)
+	s.routeConnectivity(rt.mux, rt.admin)
+	s.routeDocument(rt)
+	return rt
 }
 
 func validSite(id switchback.SiteID) error {
@@ -169,20 +52,27 @@ func validSite(id switchback.SiteID) error {
 	return nil
 }
 
-func (s *Server) listSites(r *http.Request) (any, error) {
-	sites, err := s.store.Sites(r.Context())
+func (s *Server) listSites(ctx context.Context) ([]api.Site, error) {
+	sites, err := s.store.Sites(ctx)
 	if err != nil {
 		return nil, err
 	}
 	out := []api.Site{}
 	for _, x := range sites {
-		v, err := s.siteView(r.Context(), x.ID)
+		v, err := s.siteView(ctx, x.ID)
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, v)
 	}
 	return out, nil
+}
+
+func (s *Server) createSite(ctx context.Context, id switchback.SiteID) (api.Site, error) {
+	if err := validSite(id); err != nil {
+		return api.Site{}, err
+	}
+	return api.Site{ID: id, Agents: []api.Agent{}}, s.store.CreateSite(ctx, store.Site{ID: id, Name: string(id), CreatedAt: s.store.Now()})
 }
 
 func (s *Server) takeReport(r *http.Request) (any, error) {

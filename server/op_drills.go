@@ -119,7 +119,7 @@ func (s *Server) requestDrills(ctx context.Context, who string, req api.DrillsRe
 	if err != nil {
 		return none, err
 	}
-	rec, err := s.runner.Submit(ctx, operation.Record{Kind: drillSeveral, Title: "test-failover " + strings.Join(names, ", "), Params: raw, RequestedBy: who})
+	rec, err := s.begin(ctx, operation.Record{Kind: drillSeveral, Title: "test-failover " + strings.Join(names, ", "), Params: raw, RequestedBy: who})
 	return api.OperationAnswer{Operation: &rec}, err
 }
 

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net/http"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -18,7 +16,6 @@ import (
 	"github.com/switchback-dr/switchback/journal"
 	"github.com/switchback-dr/switchback/operation"
 	"github.com/switchback-dr/switchback/recovery"
-	"github.com/switchback-dr/switchback/transport"
 )
 
 // pointsParams are the parameters of operations on points.
@@ -239,110 +236,6 @@ func pointNamed(points []switchback.MarkedPoint, name string) (switchback.Marked
 	return choice.Choose(points, time.Now())
 }
 
-// routePoints are the requests about points.
-func (s *Server) routePoints(admin func(pattern string, f func(r *http.Request) (any, error))) {
-	find := func(r *http.Request) (switchback.Protection, switchback.MarkedPoint, error) {
-		p, err := s.find(r.Context(), r.PathValue("vm"))
-		if err != nil {
-			return p, switchback.MarkedPoint{}, err
-		}
-		points, err := s.points(r.Context(), p)
-		if err != nil {
-			return p, switchback.MarkedPoint{}, err
-		}
-		x, err := pointNamed(points, r.PathValue("point"))
-		return p, x, err
-	}
-	admin("GET /v1/vms/{vm}/points/{point}", func(r *http.Request) (any, error) {
-		p, x, err := find(r)
-		if err != nil {
-			return nil, err
-		}
-		a, err := s.store.Agent(r.Context(), s.keeper(p))
-		if err != nil {
-			return nil, err
-		}
-		return s.agentClient(a.ID).Point(r.Context(), p.ID, x.Sequence)
-	})
-	admin("POST /v1/vms/{vm}/points/{point}/mark", func(r *http.Request) (any, error) {
-		var req api.MarkRequest
-		if err := transport.ReadJSON(r, &req); err != nil {
-			return nil, err
-		}
-		if req.Tag != nil {
-			if err := switchback.ValidTag(*req.Tag); err != nil {
-				return nil, err
-			}
-		}
-		p, x, err := find(r)
-		if err != nil {
-			return nil, err
-		}
-		return s.mark(r.Context(), p, agentapi.MarkParams{Sequence: x.Sequence, Tag: req.Tag, Locked: req.Locked, Dismiss: req.Dismiss})
-	})
-	operate := func(kind string, named bool, check func(req api.PointsRequest) error) func(r *http.Request) (any, error) {
-		return func(r *http.Request) (any, error) {
-			var req api.PointsRequest
-			if err := transport.ReadJSON(r, &req); err != nil {
-				return nil, err
-			}
-			if err := check(req); err != nil {
-				return nil, err
-			}
-			id, err := transport.PeerIdentity(r)
-			if err != nil {
-				return nil, err
-			}
-			p, err := s.find(r.Context(), r.PathValue("vm"))
-			if err != nil {
-				return nil, err
-			}
-			q := pointsParams{Protection: p.ID, PointsRequest: req}
-			if named {
-				if req.Snapshot != "" {
-					return nil, switchback.Errorf(switchback.CodeInvalid, "a snapshot has its own point").WithHint("name a point or a snapshot, not both")
-				}
-				_, x, err := find(r)
-				if err != nil {
-					return nil, err
-				}
-				q.Sequence = x.Sequence
-			}
-			return s.requestPoints(r.Context(), id.ID, p, kind, q)
-		}
-	}
-	admin("POST /v1/vms/{vm}/rotate-key", func(r *http.Request) (any, error) {
-		p, err := s.find(r.Context(), r.PathValue("vm"))
-		if err != nil {
-			return nil, err
-		}
-		var out agentapi.RotateKeyResult
-		err = s.askKeeper(r.Context(), p, agentapi.ActionRotateKey, nil, &out)
-		return out, err
-	})
-	any := func(api.PointsRequest) error { return nil }
-	exportable := func(req api.PointsRequest) error {
-		if _, err := export.ParseFormat(req.Format); err != nil {
-			return err
-		}
-		if !filepath.IsAbs(req.To) {
-			return switchback.Errorf(switchback.CodeInvalid, "path %q is not absolute", req.To).WithHint("--to PATH, on the host of the agent that keeps the points")
-		}
-		return nil
-	}
-	admin("POST /v1/vms/{vm}/export", operate("export", false, func(req api.PointsRequest) error {
-		if req.Snapshot == "" {
-			return switchback.Errorf(switchback.CodeInvalid, "no point and no snapshot is named")
-		}
-		return exportable(req)
-	}))
-	admin("POST /v1/vms/{vm}/verify", operate("verify", false, any))
-	admin("POST /v1/vms/{vm}/repair", operate("repair", false, any))
-	admin("POST /v1/vms/{vm}/points/{point}/verify", operate("verify", true, any))
-	admin("POST /v1/vms/{vm}/points/{point}/delete", operate("delete-point", true, any))
-	admin("POST /v1/vms/{vm}/points/{point}/export", operate("export", true, exportable))
-}
-
 // mark asks the keeper at once: there is nothing to go on with after a crash.
 func (s *Server) mark(ctx context.Context, p switchback.Protection, params agentapi.MarkParams) (switchback.MarkedPoint, error) {
 	var out switchback.MarkedPoint
@@ -393,7 +286,7 @@ func (s *Server) requestPoints(ctx context.Context, who string, p switchback.Pro
 		if err != nil {
 			return none, err
 		}
-		rec, err := s.runner.Submit(ctx, operation.Record{Kind: kind, Title: title + " " + p.Name, Params: raw, RequestedBy: who})
+		rec, err := s.begin(ctx, operation.Record{Kind: kind, Title: title + " " + p.Name, Params: raw, RequestedBy: who})
 		return api.OperationAnswer{Operation: &rec}, err
 	}
 	v, err := s.view(ctx, p, true)

@@ -205,7 +205,7 @@ func (s *Server) submit(ctx context.Context, who string, p switchback.Protection
 	if params == nil {
 		raw = nil
 	}
-	rec, err := s.runner.Submit(ctx, operation.Record{Kind: kind, Protection: p.ID, Title: title + " " + p.Name, Params: raw, RequestedBy: who})
+	rec, err := s.begin(ctx, operation.Record{Kind: kind, Protection: p.ID, Title: title + " " + p.Name, Params: raw, RequestedBy: who})
 	if err != nil {
 		return rec, err
 	}
@@ -270,6 +270,9 @@ func (s *Server) requestProtect(ctx context.Context, who, name string, req api.O
 	m := found[0]
 	if m.Protection != "" {
 		return none, switchback.Errorf(switchback.CodeConflict, "VM %s is protected already (%s)", name, m.Protection).WithHint("see 'switchback vm show %s'", name)
+	}
+	if err := mayProtect(ctx, m.Site); err != nil {
+		return none, err
 	}
 	if m.Site == req.To {
 		return none, switchback.Errorf(switchback.CodeInvalid, "VM %s is at site %s: the target must be another site", name, req.To)

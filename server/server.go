@@ -33,6 +33,8 @@ type Config struct {
 	// The first server makes it, the others need a copy.
 	KeyFile string
 	Backup  BackupConfig
+	// OIDC is where people log in; nil for nowhere.
+	OIDC *OIDC
 	// Listen are the addresses to serve on; Addresses (host:port) are written
 	// into join tokens: how agents and clients reach the server, and the other
 	// servers on its store. Default: Listen.
@@ -60,6 +62,7 @@ type Server struct {
 	runner    *operation.Runner
 	recovery  string // public half of the installation's recovery key
 	learning  learning
+	logins    logins
 }
 
 // certificate lifetimes
@@ -193,6 +196,7 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	wg.Go(func() { s.watchDeadlines(ctx) })
 	wg.Go(func() { s.learnFromAgents(ctx) })
+	wg.Go(func() { s.expireApprovals(ctx) })
 	if s.cfg.Backup.Dir != "" {
 		wg.Go(func() { s.backups(ctx) })
 	}

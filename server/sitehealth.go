@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
@@ -123,22 +122,21 @@ func (s *Server) siteView(ctx context.Context, id switchback.SiteID) (api.Site, 
 }
 
 // showSite adds what the site's agents work for.
-func (s *Server) showSite(r *http.Request) (any, error) {
-	id := switchback.SiteID(r.PathValue("site"))
-	if _, err := s.store.Site(r.Context(), id); err != nil {
+func (s *Server) showSite(ctx context.Context, id switchback.SiteID) (v api.SiteDetail, err error) {
+	if _, err := s.store.Site(ctx, id); err != nil {
 		if switchback.CodeOf(err) == switchback.CodeNotFound {
 			err = switchback.Errorf(switchback.CodeNotFound, "there is no site %q", id).WithHint("'switchback site list' shows them")
 		}
-		return nil, err
+		return v, err
 	}
-	site, err := s.siteView(r.Context(), id)
+	site, err := s.siteView(ctx, id)
 	if err != nil {
-		return nil, err
+		return v, err
 	}
-	v := api.SiteDetail{Site: site, VMs: []api.SiteVM{}}
-	list, err := s.store.Protections(r.Context())
+	v = api.SiteDetail{Site: site, VMs: []api.SiteVM{}}
+	list, err := s.store.Protections(ctx)
 	if err != nil {
-		return nil, err
+		return v, err
 	}
 	for _, p := range list {
 		if p.Source != id && p.Target != id {

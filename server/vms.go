@@ -152,6 +152,7 @@ func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (a
 		}
 		if err == nil {
 			v.Current = &rec
+			viewApproval(&v, rec)
 			if rec.State.Finished() {
 				facts.Failed, facts.FailedKind = rec.State == operation.StateFailed, rec.Kind
 				if facts.Failed {

@@ -11,3 +11,11 @@ func (s *Store) Pragma(t *testing.T, name string) string {
 	}
 	return v
 }
+
+// Exec changes the database behind the store's back.
+func (s *Store) Exec(t *testing.T, query string) {
+	t.Helper()
+	if _, err := s.write.DB.Exec(query); err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+}

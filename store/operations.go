@@ -28,6 +28,7 @@ type operationRow struct {
 	LeaseEpoch      int64  `bun:"lease_epoch"`
 	LeaseUntil      int64  `bun:"lease_until"`
 	CreatedAt       int64  `bun:"created_at"`
+	RequestKey      string `bun:"request_key"`
 	Document        string `bun:"document"`
 }
 
@@ -40,7 +41,7 @@ func newOperationRow(rec operation.Record) (operationRow, error) {
 		ID: string(rec.ID), Kind: rec.Kind, Protection: string(rec.Protection), Lane: rec.Lane, State: string(rec.State),
 		CancelRequested: rec.CancelRequested, Irreversible: rec.Irreversible,
 		LeaseOwner: rec.Lease.Owner, LeaseEpoch: rec.Lease.Epoch, LeaseUntil: micros(rec.Lease.Until),
-		CreatedAt: micros(rec.CreatedAt), Document: string(doc),
+		CreatedAt: micros(rec.CreatedAt), RequestKey: rec.Request.Key, Document: string(doc),
 	}, nil
 }
 
@@ -77,6 +78,15 @@ func (s *Store) busy(ctx context.Context, rec operation.Record) error {
 		WithHint("wait for it, or cancel it")
 }
 
+// OperationByRequest returns the operation that a request with this key has begun, or CodeNotFound.
+func (s *Store) OperationByRequest(ctx context.Context, key string) (operation.Record, error) {
+	var row operationRow
+	if err := s.read.NewSelect().Model(&row).Where("request_key = ?", key).Where("request_key <> ''").Scan(ctx); err != nil {
+		return operation.Record{}, failure("operation of a request", err)
+	}
+	return row.record()
+}
+
 // Operation implements operation.Store.
 func (s *Store) Operation(ctx context.Context, id switchback.OperationID) (operation.Record, error) {
 	return loadOperation(ctx, s.read, id)
@@ -102,6 +112,9 @@ func (s *Store) Operations(ctx context.Context, f operation.Filter) ([]operation
 	}
 	if f.Kind != "" {
 		q.Where("kind = ?", f.Kind)
+	}
+	if f.State != "" {
+		q.Where("state = ?", string(f.State))
 	}
 	if f.Unfinished {
 		q.Where("state IN (?)", bun.List(operation.UnfinishedStates()))
@@ -132,7 +145,7 @@ func (s *Store) ClaimableOperations(ctx context.Context, owner string, now time.
 	}
 	var ids []switchback.OperationID
 	err := s.read.NewSelect().Model((*operationRow)(nil)).Column("id").Order("id").
-		Where(claimable, bun.List(operation.UnfinishedStates()), owner, micros(now)).Scan(ctx, &ids)
+		Where(claimable, bun.List(operation.ActiveStates()), owner, micros(now)).Scan(ctx, &ids)
 	return ids, failure("list claimable operations", err)
 }
 
@@ -142,7 +155,7 @@ func (s *Store) ClaimOperation(ctx context.Context, id switchback.OperationID, o
 		n, err := changed(tx.NewUpdate().Model((*operationRow)(nil)).
 			Set("lease_owner = ?", owner).Set("lease_epoch = lease_epoch + 1").Set("lease_until = ?", micros(until)).
 			Where("id = ?", string(id)).
-			Where(claimable, bun.List(operation.UnfinishedStates()), owner, micros(now)).Exec(ctx))
+			Where(claimable, bun.List(operation.ActiveStates()), owner, micros(now)).Exec(ctx))
 		if err != nil {
 			return err
 		}
@@ -167,7 +180,7 @@ func (s *Store) SaveOperation(ctx context.Context, rec operation.Record) (cancel
 		n, err := changed(tx.NewUpdate().Model(&row).
 			Column("state", "irreversible", "lease_until", "document").WherePK().
 			Where("lease_owner = ?", rec.Lease.Owner).Where("lease_epoch = ?", rec.Lease.Epoch).
-			Where("state IN (?)", bun.List(operation.UnfinishedStates())).
+			Where("state IN (?)", bun.List(operation.ActiveStates())).
 			// An irreversible step and a cancel exclude each other: the first one wins.
 			Where("NOT (? AND cancel_requested AND NOT irreversible)", rec.Irreversible).Exec(ctx))
 		if err != nil {
@@ -212,6 +225,27 @@ func (s *Store) RequestCancel(ctx context.Context, id switchback.OperationID) er
 		return err
 	}
 	return switchback.Errorf(switchback.CodeRefused, "operation %s cannot be cancelled: %s", id, rec.State)
+}
+
+// ReleaseOperation implements operation.Store.
+func (s *Store) ReleaseOperation(ctx context.Context, rec operation.Record) error {
+	row, err := newOperationRow(rec)
+	if err != nil {
+		return err
+	}
+	n, err := changed(s.write.NewUpdate().Model(&row).Column("state", "cancel_requested", "document").WherePK().
+		Where("state = ?", string(operation.StateAwaiting)).Exec(ctx))
+	if err != nil {
+		return failure("operation "+row.ID, err)
+	}
+	if n > 0 {
+		return nil
+	}
+	now, err := s.Operation(ctx, rec.ID)
+	if err != nil {
+		return err
+	}
+	return switchback.Errorf(switchback.CodeConflict, "operation %s does not await approval: it is %s", rec.ID, now.State)
 }
 
 // ReopenOperation implements operation.Store.

@@ -62,14 +62,14 @@ func CheckFile(ctx context.Context, path string) (err error) {
 // restoredEpochs is far above how often a lease may have been taken since the backup.
 const restoredEpochs = 1_000_000
 
-// SuspendOperations makes every unfinished operation failed with the given
+// SuspendOperations makes every operation that a server works on failed with the given
 // cause, so that nothing goes on before a person has retried or cancelled it. Its
 // next lease is newer than any that the server which was lost can have had.
 func (s *Store) SuspendOperations(ctx context.Context, cause *switchback.Error, now time.Time) (suspended []operation.Record, err error) {
 	err = s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
 		suspended = nil
 		var rows []operationRow
-		if err := tx.NewSelect().Model(&rows).Where("state IN (?)", bun.List(operation.UnfinishedStates())).Order("id").Scan(ctx); err != nil {
+		if err := tx.NewSelect().Model(&rows).Where("state IN (?)", bun.List(operation.ActiveStates())).Order("id").Scan(ctx); err != nil {
 			return err
 		}
 		for _, r := range rows {

@@ -30,6 +30,10 @@ func TestSQLite(t *testing.T) {
 	})
 }
 
+func TestAuditTampered(t *testing.T) {
+	auditTampered(t, open(t, filepath.Join(t.TempDir(), "switchback.db")))
+}
+
 func TestReopen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "switchback.db")
 	s := open(t, path)
@@ -65,6 +69,7 @@ func TestDurable(t *testing.T) {
 func TestPostgres(t *testing.T) {
 	pg := postgrestest.Start(t)
 	storetest.Run(t, func(t *testing.T) *store.Store { return open(t, pg.Database()) })
+	t.Run("audit log tampered with", func(t *testing.T) { auditTampered(t, open(t, pg.Database())) })
 	t.Run("opened by several at once", func(t *testing.T) {
 		where := pg.Database()
 		var wg sync.WaitGroup

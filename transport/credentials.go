@@ -90,6 +90,23 @@ func newHeld(certPEM, keyPEM, caPEM []byte) (*held, error) {
 	return h, nil
 }
 
+// NewTrust makes credentials without a certificate, for a client that proves
+// itself in another way: by them it knows the peers of the installation whose CA
+// certificate this is.
+func NewTrust(caPEM []byte) (*Credentials, error) {
+	authority, err := parseBundle(caPEM)
+	if err != nil || len(authority.certs) == 0 || !authority.certs[0].IsCA || len(authority.certs[0].URIs) != 1 {
+		return nil, switchback.Errorf(switchback.CodeInvalid, "this is not the CA certificate of an installation")
+	}
+	h := &held{roots: x509.NewCertPool(), caPEM: caPEM, identity: Identity{Installation: authority.certs[0].URIs[0].Host}}
+	for _, ca := range authority.certs {
+		h.roots.AddCert(ca)
+	}
+	c := &Credentials{}
+	c.held.Store(h)
+	return c, nil
+}
+
 // SaveCredentials stores c in dir, readable by the owner only, replacing what
 // was there at once or not at all.
 func SaveCredentials(dir string, c *Credentials) error {

@@ -20,7 +20,8 @@
 // Authenticate judges it at each request: so a client of another installation,
 // or with an expired certificate, gets an answer that says so instead of a
 // broken connection. The caller owes: every handler stands behind Authenticate,
-// and behind RequireRole unless it is /v1/join.
+// and behind RequireRole or, of the server, its guard of people's requests, unless
+// it is /v1/join or one of login.
 //
 // # Joining
 //

@@ -22,7 +22,7 @@ func Authenticate(c *Credentials, next http.Handler) http.Handler {
 				return
 			}
 			var done func()
-			r, done = c.requests.begin(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, id)), id)
+			r, done = c.requests.begin(w, WithIdentity(r, id), id)
 			defer done()
 			if _, err := c.verify(r.TLS.PeerCertificates, time.Now()); err != nil { // revoked just now
 				WriteError(w, err)
@@ -41,6 +41,12 @@ func PeerIdentity(r *http.Request) (Identity, error) {
 	}
 	return Identity{}, switchback.Errorf(switchback.CodeUnauthorized, "no certificate was presented").
 		WithHint("join the installation first")
+}
+
+// WithIdentity returns a request that PeerIdentity says is of id: for one that
+// proved itself in another way than by a certificate.
+func WithIdentity(r *http.Request, id Identity) *http.Request {
+	return r.WithContext(context.WithValue(r.Context(), peerKey{}, id))
 }
 
 // RequireRole lets only these roles through to next.

@@ -46,26 +46,59 @@ func StatusOf(code switchback.Code) int {
 	return http.StatusInternalServerError
 }
 
-// problem is the body of an error: RFC 9457 with code, op and hint as extension members.
-type problem struct {
-	Type   string          `json:"type"`
+// RequestIDHeader names a request in the answer, in problems and in the audit log.
+const RequestIDHeader = "X-Request-Id"
+
+// Problem is the body of an error: RFC 9457, with code, op, remedy and the
+// request's ID as extension members. Detail is the reason.
+type Problem struct {
+	Type   string          `json:"type" doc:"urn:switchback:error: and the code"`
 	Title  string          `json:"title"`
 	Status int             `json:"status"`
-	Detail string          `json:"detail"`
+	Detail string          `json:"detail" doc:"the reason"`
 	Code   switchback.Code `json:"code"`
-	Op     string          `json:"op,omitempty"`
-	Hint   string          `json:"hint,omitempty"`
+	Op     string          `json:"op,omitempty" doc:"what was being done, or at which site"`
+	Remedy string          `json:"remedy,omitempty" doc:"what to do about it"`
+	// RequestID is that of the audit log.
+	RequestID string `json:"request_id,omitempty"`
+	// Errors are the parts of the request that are not valid.
+	Errors []ProblemPart `json:"errors,omitempty"`
+}
+
+// ProblemPart is one part of a request that is not valid.
+type ProblemPart struct {
+	Location string `json:"location" doc:"such as body.policy.interval"`
+	Message  string `json:"message"`
 }
 
 const problemType = "application/problem+json"
 
-// WriteError answers a request with an error. Nothing may have been written before.
-func WriteError(w http.ResponseWriter, err error) {
+// ProblemOf is how an error crosses the wire.
+func ProblemOf(err error) *Problem {
 	e := switchback.Flatten(err)
-	p := problem{
+	return &Problem{
 		Type: "urn:switchback:error:" + string(e.Code), Title: strings.ReplaceAll(string(e.Code), "_", " "),
-		Status: StatusOf(e.Code), Detail: e.Message, Code: e.Code, Op: e.Op, Hint: e.Hint,
+		Status: StatusOf(e.Code), Detail: e.Message, Code: e.Code, Op: e.Op, Remedy: e.Hint,
 	}
+}
+
+// Error is the error that the problem carries.
+func (p *Problem) Error() string {
+	return (&switchback.Error{Code: p.Code, Op: p.Op, Message: p.Detail, Hint: p.Remedy}).Error()
+}
+
+// GetStatus and ContentType let a problem be answered by huma.
+func (p *Problem) GetStatus() int { return p.Status }
+
+// ContentType is that of a problem, whatever was asked for.
+func (p *Problem) ContentType(string) string { return problemType }
+
+// WriteError answers a request with an error. Nothing may have been written before.
+func WriteError(w http.ResponseWriter, err error) { WriteProblem(w, ProblemOf(err)) }
+
+// WriteProblem answers a request with a problem, as WriteError does.
+func WriteProblem(w http.ResponseWriter, p *Problem) {
+	p.RequestID = w.Header().Get(RequestIDHeader)
 	w.Header().Set("Content-Type", problemType)
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p) // the client is gone, or it is not
@@ -76,9 +109,9 @@ func WriteError(w http.ResponseWriter, err error) {
 func ReadError(resp *http.Response) error {
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxProblemBytes))
 	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); kind == problemType {
-		var p problem
+		var p Problem
 		if err := json.Unmarshal(body, &p); err == nil && p.Code != "" {
-			return &switchback.Error{Code: p.Code, Op: p.Op, Message: p.Detail, Hint: p.Hint}
+			return &switchback.Error{Code: p.Code, Op: p.Op, Message: p.Detail, Hint: p.Remedy}
 		}
 	}
 	code := switchback.CodeInternal

@@ -17,9 +17,17 @@ type cli struct {
 	out       io.Writer
 	configDir string
 	output    string
+	// breakGlass is the reason for going on without a second person's approval.
+	breakGlass string
 }
 
-func (c *cli) client() (*api.Client, error) { return api.Dial(c.configDir) }
+func (c *cli) client() (*api.Client, error) {
+	cl, err := api.Dial(c.configDir)
+	if err == nil {
+		cl.BreakGlass = c.breakGlass
+	}
+	return cl, err
+}
 
 func (c *cli) json() bool { return c.output == "json" }
 

@@ -59,8 +59,10 @@ func (m Main) root() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&c.configDir, "config", defaultConfigDir(), "directory with the client's credentials (made by the server in STATE/admin)")
 	root.PersistentFlags().StringVarP(&c.output, "output", "o", "text", "text or json; get: also yaml")
+	root.PersistentFlags().StringVar(&c.breakGlass, "break-glass", "", "reason for going on without the second person's approval that an operation takes; it is noted")
 	root.AddCommand(c.vmCommand(), c.siteCommand(), c.agentCommand(), c.operationCommand(), c.pointsCommand(), c.replicaCommand(), c.serverCommand(), exportCommand(), c.keyCommand(), labCommand())
 	root.AddCommand(c.configCommands()...)
+	root.AddCommand(c.accessCommands()...)
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		if c.output == "yaml" && cmd.Name() == "get" {
 			return nil

@@ -95,8 +95,22 @@ func (c *cli) operationCommand() *cobra.Command {
 		}
 		return c.follow(cmd.Context(), cl, switchback.OperationID(args[0]), operation.StateSucceeded)
 	}}
-	cmd.AddCommand(list, show, watch, cancel, retry)
+	cmd.AddCommand(list, show, watch, cancel, retry, c.operationApprove())
 	return cmd
+}
+
+// printApproval says what became of the approval that an operation takes.
+func printApproval(w io.Writer, rec operation.Record) {
+	switch a := rec.Approval; {
+	case a == nil:
+	case a.BreakGlass != "":
+		fmt.Fprintf(w, "  %s broke the glass: %s\n", rec.RequestedBy, a.BreakGlass)
+	case a.Given():
+		fmt.Fprintf(w, "  approved by %s at %s %s\n", a.By, a.At.Local().Format("2006-01-02 15:04:05"), a.Note)
+	case rec.State == operation.StateAwaiting:
+		fmt.Fprintf(w, "  awaits until %s that another person with the role %s approves it: switchback operation approve %s\n",
+			a.Until.Local().Format("2006-01-02 15:04"), a.Role, rec.ID)
+	}
 }
 
 func attrs(m map[string]string) string {
@@ -130,6 +144,7 @@ func printOperation(w io.Writer, rec operation.Record) {
 		fmt.Fprintf(w, "  in %s", took(rec))
 	}
 	fmt.Fprintln(w)
+	printApproval(w, rec)
 	table(w, "  STEP\tSTATE\tTOOK\t", func(row func(string, ...any)) {
 		for _, s := range rec.Steps {
 			detail := ""
@@ -230,6 +245,9 @@ func (c *cli) follow(ctx context.Context, cl *api.Client, id switchback.Operatio
 	var last operation.Record
 	said := time.Now() // when a line about progress was last printed in a pipe
 	err := cl.Watch(ctx, id, func(rec operation.Record) {
+		if !c.json() && rec.State == operation.StateAwaiting && last.State != rec.State {
+			printApproval(c.out, rec)
+		}
 		last = rec
 		if c.json() {
 			return

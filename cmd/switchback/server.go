@@ -16,7 +16,7 @@ import (
 // it does not run, except for backup.
 func (c *cli) serverCommand() *cobra.Command {
 	var cfg server.Config
-	var logLevel, s3 string
+	var logLevel, s3, oidc string
 	cmd := &cobra.Command{Use: "server", Short: "Run the control plane", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		log, err := newLogger(cmd.ErrOrStderr(), logLevel)
 		if err != nil {
@@ -24,6 +24,15 @@ func (c *cli) serverCommand() *cobra.Command {
 		}
 		if s3 != "" {
 			if cfg.Backup.Objects, err = readObjectStore(s3); err != nil {
+				return err
+			}
+		}
+		if oidc != "" {
+			data, err := os.ReadFile(oidc)
+			if err != nil {
+				return err
+			}
+			if cfg.OIDC, err = server.ParseOIDC(data); err != nil {
 				return err
 			}
 		}
@@ -50,8 +59,9 @@ func (c *cli) serverCommand() *cobra.Command {
 	f.DurationVar(&cfg.Backup.Every, "backup-every", time.Hour, "time between two backups")
 	f.IntVar(&cfg.Backup.Keep, "backup-keep", 24, "how many backups are kept")
 	f.StringVar(&s3, "backup-s3", "", "file that names an S3 bucket for copies of the backups, JSON: endpoint, bucket, prefix, region, credentials_file")
+	f.StringVar(&oidc, "oidc", "", "file that names the identity provider at which people log in, JSON: issuer, client_id, roles ([{group, role, scope}]), scopes, person_claim, groups_claim, token_hours")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
-	cmd.AddCommand(c.serverMigrateCommand(&cfg), c.serverBackupCommand(&cfg), c.serverRestoreCommand(&cfg), c.serverCACommand(), c.serverInit(&cfg))
+	cmd.AddCommand(c.serverMigrateCommand(&cfg), c.serverBackupCommand(&cfg), c.serverRestoreCommand(&cfg), c.serverCACommand(), c.serverInit(&cfg), c.serverDocumentCommand())
 	return cmd
 }
 
@@ -113,5 +123,17 @@ func (c *cli) serverRestoreCommand(cfg *server.Config) *cobra.Command {
 					fmt.Fprintf(w, "operation %s was under way: see how its VM stands, then retry or cancel it\n", id)
 				}
 			})
+		}}
+}
+
+func (c *cli) serverDocumentCommand() *cobra.Command {
+	return &cobra.Command{Use: "openapi", Short: "Print the OpenAPI document of the API", Args: none,
+		RunE: func(*cobra.Command, []string) error {
+			doc, err := server.Document()
+			if err != nil {
+				return err
+			}
+			_, err = c.out.Write(doc)
+			return err
 		}}
 }

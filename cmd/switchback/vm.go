@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -120,7 +121,7 @@ func (c *cli) vmCommand() *cobra.Command {
 	commit.Flags().StringVar(&snapshots, "snapshots", "", "drop the kept snapshots, or keep them, made self-contained")
 	commit.Flags().StringVar(&keepPoints, "points", "delete", "delete them, or keep those up to the chosen one, read-only, until the new direction has its own")
 	cmd.AddCommand(c.changeCommands()...)
-	cmd.AddCommand(c.vmTestFailover(), c.vmDrill())
+	cmd.AddCommand(c.vmTestFailover(), c.vmDrill(), c.vmTag())
 	cmd.AddCommand(takePoint, commit, protect, edit, failover, failback, unprotect,
 		plain(recovery.DropKept, "drop-kept", "Delete the points that a commit has kept"),
 		plain(recovery.Cancel, "cancel", "Undo an uncommitted switch, or stop the operation under way"),
@@ -201,6 +202,8 @@ func printPlan(w io.Writer, p api.Plan) {
 
 func (c *cli) vmList() *cobra.Command {
 	var all bool
+	var filter api.VMFilter
+	var site, phase string
 	cmd := &cobra.Command{Use: "list", Short: "List protected VMs, or with --all every VM of the sites", Args: none, RunE: func(cmd *cobra.Command, _ []string) error {
 		cl, err := c.client()
 		if err != nil {
@@ -223,7 +226,8 @@ func (c *cli) vmList() *cobra.Command {
 				})
 			})
 		}
-		vms, err := cl.VMs(cmd.Context())
+		filter.Site, filter.Phase = switchback.SiteID(site), switchback.Phase(phase)
+		vms, err := cl.VMs(cmd.Context(), filter)
 		if err != nil {
 			return err
 		}
@@ -249,6 +253,10 @@ func (c *cli) vmList() *cobra.Command {
 		})
 	}}
 	cmd.Flags().BoolVar(&all, "all", false, "every VM of the sites, protected or not")
+	cmd.Flags().StringVar(&site, "site", "", "only protected VMs that are active at, or replicate to, a site")
+	cmd.Flags().StringVar(&phase, "phase", "", "only those in a phase")
+	cmd.Flags().StringVar(&filter.Tag, "tag", "", "only those with a tag")
+	cmd.Flags().StringVar(&filter.Health, "health", "", "only those of a health: normal, warning or critical")
 	return cmd
 }
 
@@ -274,6 +282,9 @@ func printVM(w io.Writer, v api.VM) {
 	line("phase", "%s", v.Phase)
 	line("active at", "%s, epoch %d (home is %s)", v.Source, v.Epoch, v.Home)
 	line("other site", "%s", v.Target)
+	if len(v.Tags) > 0 {
+		line("tags", "%s", strings.Join(v.Tags, ", "))
+	}
 	line("policy", "a point every %s, compression %s", v.Policy.Interval, v.Policy.Compression)
 	line("retention", "%s", retentionText(v.Policy.EffectiveRetention()))
 	if every := v.Policy.AppConsistentEvery; every > 0 {

@@ -41,6 +41,11 @@ func Run(t *testing.T, open func(t *testing.T) *store.Store) {
 		"operation log raced":       operationLogRaced,
 		"reopened or superseded":    reopenedOrSuperseded,
 		"operations listed by page": operationsListed,
+		"operation of a request":    operationOfRequest,
+		"awaiting approval":         awaitingApproval,
+		"API token":                 apiToken,
+		"audit log":                 auditLog,
+		"audit log raced":           auditLogRaced,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, open(t)) })
 	}
