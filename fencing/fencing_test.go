@@ -59,9 +59,6 @@ var mutants = []struct {
 	{"the epoch of points is not compared", func(r *rules) {
 		r.acceptsPoint = func(s Standing, _ switchback.Epoch) error { return s.AcceptsPoint(s.Newest()) }
 	}},
-	{"points are taken whatever the role", func(r *rules) {
-		r.acceptsPoint = func(s Standing, e switchback.Epoch) error { return s.Admit(e) }
-	}},
 	{"a contested source sends points", func(r *rules) {
 		r.sendsPoints = func(s Standing) bool { s.Contested = false; return s.SendsPoints() }
 	}},
@@ -76,6 +73,7 @@ var mutants = []struct {
 	{"an old answer confirms", func(r *rules) {
 		r.hear = func(s Standing, x Ruling) (Standing, Hearing) {
 			if s.Role.Owns() && x.Site == s.Site {
+				s.Heard = Ruling{}
 				return s, HeardConfirmed
 			}
 			return s.Hear(x)

@@ -86,6 +86,7 @@ type world struct {
 	calm   bool // no more faults
 	cut    map[link]bool
 	lossy  float64
+	tardy  float64 // how often a message takes long, up to slow
 	slow   time.Duration
 
 	policy switchback.FencingPolicy
@@ -122,7 +123,7 @@ func (w *world) send(from, to switchback.SiteID, deliver func()) {
 	}
 	for range copies {
 		delay := w.between(time.Millisecond, 50*time.Millisecond)
-		if !w.calm && w.chance(0.1) {
+		if !w.calm && w.chance(w.tardy) {
 			delay = w.between(0, w.slow)
 		}
 		if w.cut[link{from, to}] {
@@ -479,6 +480,13 @@ type simServer struct {
 	p    switchback.Protection // durable
 	op   *simOp                // durable
 	life int
+	sent []sentCommand
+}
+
+// sentCommand is what a server that was asleep since may send again.
+type sentCommand struct {
+	to switchback.SiteID
+	c  command
 }
 
 type simOp struct {
@@ -529,6 +537,7 @@ func (s *simServer) begin(kind string) {
 // ask sends the step's command; its answer moves the operation on.
 func (s *simServer) ask(to switchback.SiteID, c command) {
 	op, step := s.op, s.op.step
+	s.sent = append(s.sent, sentCommand{to, c})
 	h := s.w.hosts[to]
 	// A connection does not outlive an agent, and a task that is done is not done
 	// again by the agent that has done it.
@@ -658,7 +667,7 @@ func (s *simServer) newSide(proven bool, waited time.Duration) {
 func newWorld(seed uint64, r rules) *world {
 	w := &world{rules: r, rnd: rand.New(rand.NewPCG(seed, 4)), cut: map[link]bool{}, hosts: map[switchback.SiteID]*simHost{}}
 	w.lossy = w.rnd.Float64() * 0.3
-	w.slow = w.between(time.Second, 30*time.Second)
+	w.slow, w.tardy = w.between(time.Second, 40*time.Second), w.rnd.Float64()*0.4
 	switch w.rnd.IntN(5) {
 	case 0, 1:
 		w.policy.Lease = w.between(10*time.Second, 40*time.Second)
@@ -703,7 +712,7 @@ func (w *world) chaos() {
 	}
 	sites := []switchback.SiteID{siteA, siteB, theServer}
 	h := w.hosts[sites[w.rnd.IntN(2)]]
-	switch w.rnd.IntN(11) {
+	switch w.rnd.IntN(12) {
 	case 0, 1, 2: // a cut, one way or both, of one pair or of all of a site
 		x, y := sites[w.rnd.IntN(3)], sites[w.rnd.IntN(3)]
 		links := []link{{x, y}}
@@ -754,7 +763,7 @@ func (w *world) chaos() {
 		old, target := w.server.p.Source, w.hosts[w.server.p.Target]
 		w.server.begin("forced")
 		if w.chance(0.4) {
-			w.isolate(old, w.between(10*time.Second, 90*time.Second))
+			w.isolate(old, w.between(10*time.Second, 90*time.Second), w.chance(0.5))
 			if w.chance(0.5) {
 				w.after(w.between(time.Second, 10*time.Second), func() {
 					if target.hostUp && !w.calm {
@@ -765,6 +774,15 @@ func (w *world) chaos() {
 		}
 	case 9:
 		w.server.begin([]string{"undo", "reprotect"}[w.rnd.IntN(2)])
+	case 11: // another server wakes up that knows of an older epoch only
+		if sent := w.server.sent; len(sent) > 0 {
+			old := sent[w.rnd.IntN(len(sent))]
+			if to := w.hosts[old.to]; old.c.epoch < w.server.p.Epoch && to.alive() {
+				w.note("%s: an old server asks for %s under epoch %d", to.site, old.c.kind, old.c.epoch)
+				to.obey(old.c)
+				to.act()
+			}
+		}
 	case 10: // an override, where nobody has been heard for long
 		if h.alive() && !h.running && w.chance(0.3) && w.now-h.heardFrom > 30*time.Second && h.standing.Role.Owns() && h.standing.Takeover == nil && !h.standing.Leaving {
 			w.note("%s: override", h.site)
@@ -778,12 +796,16 @@ func (w *world) chaos() {
 	w.after(w.between(200*time.Millisecond, 20*time.Second), w.chaos)
 }
 
-// isolate cuts a site off from everybody for a while.
-func (w *world) isolate(x switchback.SiteID, d time.Duration) {
-	w.note("%s is cut off for %v", x, d.Round(time.Second))
+// isolate cuts a site off from everybody for a while: nothing gets out, and
+// perhaps nothing in.
+func (w *world) isolate(x switchback.SiteID, d time.Duration, deaf bool) {
+	w.note("%s is cut off for %v, deaf: %v", x, d.Round(time.Second), deaf)
 	var links []link
 	for _, z := range []switchback.SiteID{siteA, siteB, theServer} {
-		links = append(links, link{x, z}, link{z, x})
+		links = append(links, link{x, z})
+		if deaf {
+			links = append(links, link{z, x})
+		}
 	}
 	for _, l := range links {
 		w.cut[l] = true
