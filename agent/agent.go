@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -103,6 +104,10 @@ type Agent struct {
 	fences  fences
 	server  *http.Client // of the control plane
 
+	// boot names this boot of the host; see grant.go.
+	boot bootRecord
+	asks asks
+
 	mu  sync.Mutex
 	vms map[switchback.ProtectionID]*vm
 }
@@ -118,8 +123,22 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	if a.boot, err = loadBoot(cfg.RunDir); err != nil {
+		return nil, err
+	}
+	_, err = os.Stat(filepath.Dir(a.guardPath("x")))
+	before := errors.Is(err, fs.ErrNotExist) // an agent of before guards: this need not be a boot
 	for _, as := range list {
-		a.vms[as.Protection] = &vm{agent: a, a: as}
+		if before && as.VM != "" {
+			if err := a.markRun("begun", as.VM); err != nil {
+				return nil, err
+			}
+		}
+		v := &vm{agent: a, a: as}
+		if v.grant, err = a.readGrant(as.VM); err != nil {
+			return nil, err
+		}
+		a.vms[as.Protection] = v
 	}
 	return a, nil
 }
@@ -144,6 +163,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.watchEvents(ctx) })
 	wg.Go(func() { a.expireDrills(ctx) })
 	wg.Go(func() { a.checkReplicas(ctx) })
+	wg.Go(func() { a.watchOwnership(ctx) })
+	wg.Go(func() { a.askOwnership(ctx) })
+	local, err := a.serveLocal(ctx)
+	if err != nil {
+		return err
+	}
+	wg.Go(local)
 	if a.cfg.ServerAddress != "" {
 		wg.Go(func() { a.report(ctx) })
 		wg.Go(func() { a.renewals(ctx) })

@@ -42,16 +42,17 @@ func (a *Agent) report(ctx context.Context) {
 // Status is what the agent reports.
 func (a *Agent) Status(ctx context.Context) agentapi.AgentStatus {
 	s := agentapi.AgentStatus{Version: a.cfg.Version, Address: a.cfg.Address, Time: time.Now(), Storage: a.storage()}
-	power := map[switchback.VMUUID]string{}
+	power, flagged := map[switchback.VMUUID]string{}, map[switchback.VMUUID]bool{}
 	domains, err := a.hv.Domains(ctx)
 	if err != nil {
 		s.HypervisorError = err.Error()
 	}
 	for _, d := range domains {
-		power[d.UUID] = string(d.State)
+		power[d.UUID], flagged[d.UUID] = string(d.State), d.Autostart
 	}
 	for _, v := range a.all() {
 		st := v.status()
+		v.noteAutostart(flagged)
 		if st.Power = power[v.assignment().VM]; st.Power == "" {
 			st.Power = "absent"
 		}
@@ -95,6 +96,8 @@ func (v *vm) status() agentapi.VMStatus {
 		st.Check, st.Conditions = check, append(st.Conditions, append(damage, suspicions(replica, a.Name)...)...)
 		st.Replica = r
 	}
+	own, held := v.ownership()
+	st.Ownership, st.Conditions = own, append(st.Conditions, held...)
 	st.Snapshots, st.Kept = a.snapshots(points), a.Kept.status()
 	return st
 }

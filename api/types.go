@@ -122,6 +122,8 @@ type OperationRequest struct {
 	// extend: by how much, or not at all any more
 	ExtendBy time.Duration `json:"extend_by,omitempty"`
 	Stop     bool          `json:"stop,omitempty"`
+	// resolve: the site whose copy counts
+	Winner switchback.SiteID `json:"winner,omitempty"`
 	// unprotect
 	RemoveData bool `json:"remove_data,omitempty"`
 }

@@ -21,6 +21,7 @@ func (s *Server) handler() http.Handler {
 	}
 	mux.Handle("POST "+transport.JoinPath, answer(s.join))
 	mux.Handle("POST /v1/agents/report", transport.RequireRole(answer(s.takeReport), transport.RoleAgent))
+	mux.Handle("POST /v1/agents/ownership", transport.RequireRole(answer(s.answerOwnership), transport.RoleAgent))
 	mux.Handle("POST /v1/agents/renew", transport.RequireRole(answer(s.renew), transport.RoleAgent))
 
 	admin("GET /v1/sites", s.listSites)

@@ -111,5 +111,6 @@ func (c *cli) agentCommand() *cobra.Command {
 		})
 	}}
 	cmd.AddCommand(join, list)
+	cmd.AddCommand(c.agentLocal()...)
 	return cmd
 }
