@@ -39,9 +39,12 @@ type Config struct {
 	// LibvirtPIDFile is read to tell libvirtd about the hook; default /run/libvirtd.pid.
 	LibvirtPIDFile string
 	// Executable is the switchback binary that serves views; default this process's own.
-	Executable  string
-	Credentials *transport.Credentials
-	Hypervisor  hypervisor.Hypervisor
+	Executable string
+	// GuardCommand are the arguments of Executable that run the lease guard
+	// (GuardLeases) over the same directories; none = leases end while the agent lives only.
+	GuardCommand []string
+	Credentials  *transport.Credentials
+	Hypervisor   hypervisor.Hypervisor
 	// ServerAddress is where the control plane listens; empty = never report.
 	ServerAddress string
 	// Servers are further addresses of the control plane.

@@ -52,22 +52,36 @@ type bootRecord struct {
 	up   fencing.Instant
 }
 
+// bootID is the kernel's name of this boot.
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
+
+// readBoot finds the record of this boot; ok is false where there is none yet.
+func readBoot(runDir string) (r bootRecord, ok bool, err error) {
+	id, err := bootID()
+	if err != nil {
+		return r, false, err
+	}
+	b, err := os.ReadFile(filepath.Join(runDir, "boot"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return r, false, err
+	}
+	n, _ := fmt.Sscanf(string(b), "%s %d", &r.name, &r.up)
+	return r, n == 2 && strings.HasPrefix(r.name, id+"-"), nil
+}
+
 // loadBoot finds the record of this boot, or makes it and removes what an
 // earlier boot has left under a run directory that a reboot does not empty.
 func loadBoot(runDir string) (bootRecord, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return bootRecord{}, err
-	}
-	id := strings.TrimSpace(string(b))
-	path := filepath.Join(runDir, "boot")
-	var r bootRecord
-	b, err = os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	r, ok, err := readBoot(runDir)
+	if err != nil || ok {
 		return r, err
 	}
-	if n, _ := fmt.Sscanf(string(b), "%s %d", &r.name, &r.up); n == 2 && strings.HasPrefix(r.name, id+"-") {
-		return r, nil
+	id, err := bootID()
+	if err != nil {
+		return r, err
 	}
 	for _, kind := range []string{"grants", "begun", "ended"} {
 		if err := os.RemoveAll(filepath.Join(runDir, kind)); err != nil {
@@ -75,7 +89,7 @@ func loadBoot(runDir string) (bootRecord, error) {
 		}
 	}
 	r = bootRecord{id + "-" + uuid.NewString()[:8], hostClock()}
-	return r, durable.WriteFile(path, fmt.Appendf(nil, "%s %d\n", r.name, r.up), 0o600)
+	return r, durable.WriteFile(filepath.Join(runDir, "boot"), fmt.Appendf(nil, "%s %d\n", r.name, r.up), 0o600)
 }
 
 // writeGrant lets the hook pass the VM's start.

@@ -296,6 +296,11 @@ func (a *Agent) answerOwnership(r *http.Request) (agentapi.OwnershipAnswer, erro
 func (a *Agent) watchOwnership(ctx context.Context) {
 	for ; ctx.Err() == nil; sleep(ctx, lookEvery) {
 		for _, v := range a.all() {
+			if s := v.standing(); s.Role.Owns() && s.Policy.Lease > 0 {
+				if err := a.ensureLeaseGuard(); err != nil {
+					a.log.Error("leases are not guarded", "error", err)
+				}
+			}
 			if err := v.look(ctx); err != nil && ctx.Err() == nil {
 				a.log.Warn("what may run here is not seen to, trying again", "vm", v.assignment().Name, "error", err)
 			}

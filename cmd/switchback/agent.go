@@ -64,6 +64,7 @@ func (c *cli) agentCommand() *cobra.Command {
 		}
 		defer hv.Close()
 		cfg.Hypervisor, cfg.Logger, cfg.Version = hv, log, version
+		cfg.GuardCommand = leaseGuardArguments(cfg, libvirtSocket, platform)
 		cfg.Credentials, cfg.Address, cfg.ServerAddress, cfg.Servers = joined.Credentials, joined.Address, joined.Server, joined.Servers
 		if cfg.Listen == "" {
 			cfg.Listen = joined.Address
@@ -112,5 +113,6 @@ func (c *cli) agentCommand() *cobra.Command {
 	}}
 	cmd.AddCommand(join, list)
 	cmd.AddCommand(c.agentLocal()...)
+	cmd.AddCommand(leaseGuardCommand())
 	return cmd
 }
