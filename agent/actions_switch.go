@@ -88,6 +88,9 @@ func (a *Agent) launch(ctx context.Context, t *task, v *vm, definition string, n
 			return r, err
 		}
 		if dom.State == hypervisor.StatePaused { // killed just before it was let run
+			if err := v.allow(ctx, as.VM, v.standing()); err != nil {
+				return r, err
+			}
 			if err := a.hv.Resume(ctx, as.VM); err != nil {
 				return r, err
 			}

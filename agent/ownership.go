@@ -26,6 +26,8 @@ const (
 	askSoon  = time.Second
 	// askTimeout bounds a question to the server or a peer.
 	askTimeout = 3 * time.Second
+	// beginPatience is how long a start that failed is not tried again.
+	beginPatience = 10 * time.Second
 )
 
 // asks is what is known of the asking itself.
@@ -370,8 +372,11 @@ func (v *vm) look(ctx context.Context) error {
 			return err
 		}
 	}
-	if d.State == fencing.StateGranted {
+	switch d.State {
+	case fencing.StateGranted:
 		return v.begin(ctx)
+	case fencing.StateContested:
+		return v.grantContested()
 	}
 	return nil
 }
@@ -423,8 +428,17 @@ func (v *vm) endLease(ctx context.Context, s fencing.Standing) error {
 // end of a lease had stopped. It holds the VM's lock.
 func (v *vm) begin(ctx context.Context) error {
 	a, as := v.agent, v.assignment()
+	v.mu.Lock()
+	known, again := v.begun && as.Policy.Fencing.Lease == 0, v.beginAgain
+	v.mu.Unlock()
+	if known || time.Now().Before(again) {
+		return nil
+	}
 	begun, ended := a.markedRun("begun", as.VM), a.markedRun("ended", as.VM)
 	if begun && !ended {
+		v.mu.Lock()
+		v.begun = true
+		v.mu.Unlock()
 		return nil
 	}
 	if run := as.Run; as.Role == agentapi.RoleActive && (as.Change != nil || run != nil && !run.Started) {
@@ -444,6 +458,9 @@ func (v *vm) begin(ctx context.Context) error {
 		}
 		a.log.Info("starting the VM", "vm", as.Name, "autostart", !begun, "lease_renewed", ended)
 		if err := a.hv.Start(ctx, as.VM, false); err != nil && switchback.CodeOf(err) != switchback.CodeConflict {
+			v.mu.Lock()
+			v.beginAgain = time.Now().Add(beginPatience)
+			v.mu.Unlock()
 			return err
 		}
 	case ended && dom.State == hypervisor.StatePaused:
@@ -476,11 +493,11 @@ func (v *vm) keepAutostart(ctx context.Context, dom hypervisor.Domain) error {
 	return v.agent.hv.SetAutostart(ctx, v.assignment().VM, false)
 }
 
-// noteAutostart remembers libvirt's flag, of all domains, where it matters.
-func (v *vm) noteAutostart(flagged map[switchback.VMUUID]bool) {
+// noteDomain remembers what was last seen of the VM's domain, where it matters.
+func (v *vm) noteDomain(autostart, running bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.autostart = flagged[v.a.VM] && v.a.Role.Owns()
+	v.autostart, v.powered = autostart && v.a.Role.Owns(), running
 }
 
 // autostarts reports whether the agent starts a VM with its host.
@@ -526,7 +543,7 @@ func (v *vm) remedy(as Assignment, d fencing.Decision) string {
 	case fencing.StateLeaving:
 		return d.Why + ": wait for the operation, or cancel it: 'switchback vm cancel " + as.Name + "'"
 	case fencing.StateTakingOver:
-		return "another site may still run it until its lease has ended: wait for the operation"
+		return "another site may still run it until its lease has ended: wait for the operation that moves it (switchback operation list)"
 	}
 	return fmt.Sprintf("before a start the server or the agent of site %s must confirm that it is active here. Start the switchback agent and mend its way to one of them; "+
 		"where nobody can be reached and nobody else runs it: switchback agent override %s --reason WHY", as.Peer.Site, as.Name)
@@ -560,6 +577,7 @@ func (v *vm) ownership() (*agentapi.Ownership, []switchback.Condition) {
 	m := v.moment(false)
 	d := fencing.Decide(s, m)
 	v.mu.Lock()
+	powered := v.powered
 	o := &agentapi.Ownership{State: d.State, Why: d.Why, ConfirmedBy: m.Grant.By, ConfirmedAt: v.confirmed, Autostart: as.Autostart}
 	v.mu.Unlock()
 	if m.Grant.Until != 0 {
@@ -572,6 +590,10 @@ func (v *vm) ownership() (*agentapi.Ownership, []switchback.Condition) {
 	}
 	switch d.State {
 	case fencing.StateHeld:
+		if powered {
+			add("running-unconfirmed", switchback.SeverityWarning, "the VM runs, though "+d.Why, "mend the way of this agent to the server or to its peer", since)
+			break
+		}
 		remedy := v.remedy(as, d)
 		if after := s.Policy.StartUnconfirmedAfter; after > 0 {
 			remedy += fmt.Sprintf("; by its policy it may start unconfirmed %v after the boot", after)

@@ -7,6 +7,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/hypervisor"
 	"github.com/switchback-dr/switchback/transport"
 )
 
@@ -52,10 +53,10 @@ func (a *Agent) Status(ctx context.Context) agentapi.AgentStatus {
 	}
 	for _, v := range a.all() {
 		st := v.status()
-		v.noteAutostart(flagged)
 		if st.Power = power[v.assignment().VM]; st.Power == "" {
 			st.Power = "absent"
 		}
+		v.noteDomain(flagged[v.assignment().VM], st.Power == string(hypervisor.StateRunning))
 		s.VMs = append(s.VMs, st)
 	}
 	return s

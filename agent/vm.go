@@ -55,6 +55,11 @@ type vm struct {
 	confirmed   time.Time
 	confirmedBy string
 	autostart   bool
+	powered     bool
+	// begun: there is nothing to start in this boot any more; beginAgain is when a
+	// start that failed is tried again.
+	begun      bool
+	beginAgain time.Time
 	// far says that the object store fails, which is left alone until farAgain.
 	far      *switchback.Condition
 	farAgain time.Time

@@ -1,0 +1,93 @@
+package fencing
+
+import (
+	"testing"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+)
+
+func TestRule(t *testing.T) {
+	p := switchback.Protection{Epoch: 5, Source: "home", Target: "away"}
+	for name, c := range map[string]struct {
+		sw   *switchback.Switch
+		want switchback.SiteID
+	}{
+		"no switch":          {nil, "home"},
+		"before the fence":   {&switchback.Switch{From: "home", To: "away"}, "home"},
+		"minted for the new": {&switchback.Switch{From: "home", To: "away", Epoch: 5}, "away"},
+		"being undone":       {&switchback.Switch{From: "home", To: "away", Epoch: 4, UndoEpoch: 5}, "home"},
+	} {
+		p.Switch = c.sw
+		if r := Rule(p); r != (Ruling{5, c.want}) {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+}
+
+func TestHearAndAnswer(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		s    Standing
+		r    Ruling
+		want Hearing
+		// what the peer at "away" is told afterwards that asks under epoch 5
+		answer Ruling
+	}{
+		{"confirmed", Standing{Site: "home", Role: RoleSource, Epoch: 5}, Ruling{5, "home"}, HeardConfirmed, Ruling{5, "home"}},
+		{"too old", Standing{Site: "home", Role: RoleSource, Epoch: 5}, Ruling{4, "away"}, HeardNothing, Ruling{5, "home"}},
+		{"superseded", Standing{Site: "home", Role: RoleSource, Epoch: 4}, Ruling{5, "away"}, HeardSuperseded, Ruling{5, "away"}},
+		{"a command is under way", Standing{Site: "home", Role: RoleSource, Epoch: 5}, Ruling{6, "home"}, HeardPending, Ruling{6, "home"}},
+		{"a target is about to be activated", Standing{Site: "home", Role: RoleTarget, Epoch: 5}, Ruling{6, "home"}, HeardPending, Ruling{6, "home"}},
+		{"a target hears of its source", Standing{Site: "home", Role: RoleTarget, Epoch: 5}, Ruling{5, "away"}, HeardNothing, Ruling{5, "away"}},
+		{"newer, and nobody says whose", Standing{Site: "home", Role: RoleActive, Epoch: 5}, Ruling{6, ""}, HeardNothing, Ruling{6, ""}},
+	} {
+		next, got := c.s.Hear(c.r)
+		if got != c.want && c.r.Site != "" {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+		if a := next.Answer("away", 5); a != c.answer {
+			t.Errorf("%s: answers %+v, want %+v", c.name, a, c.answer)
+		}
+		if next.Admit(c.r.Epoch-1) == nil && c.r.Epoch-1 < next.Newest() {
+			t.Errorf("%s: a command of epoch %d is admitted", c.name, c.r.Epoch-1)
+		}
+	}
+}
+
+func TestTakeoverOutlivesLease(t *testing.T) {
+	for _, lease := range []time.Duration{10 * time.Second, time.Minute, time.Hour} {
+		wait := TakeoverWait(switchback.FencingPolicy{Lease: lease})
+		// The old side's clock is slow and the new one's fast, by half of Drift each.
+		ends := float64(lease+StopWithin) * (1 + 0.5/Drift)
+		starts := float64(wait) * (1 - 0.5/Drift)
+		if starts <= ends {
+			t.Errorf("a lease of %v may last %v, the other side starts after %v", lease, time.Duration(ends), time.Duration(starts))
+		}
+	}
+	take := Takeover{Boot: "1", Since: Instant(50 * time.Second), Wait: 20 * time.Second}
+	if left := take.Remaining("1", 0, Instant(55*time.Second)); left != 15*time.Second {
+		t.Errorf("%v are left", left)
+	}
+	if left := take.Remaining("2", Instant(5*time.Second), Instant(10*time.Second)); left != 15*time.Second {
+		t.Errorf("%v are left after a reboot", left)
+	}
+}
+
+func TestGrantRenews(t *testing.T) {
+	old := Grant{Epoch: 2, Boot: "b", Until: 100, By: "server"}
+	for name, c := range map[string]struct {
+		g    Grant
+		want bool
+	}{
+		"longer":               {Grant{2, "b", 120, "server"}, true},
+		"overtaken":            {Grant{2, "b", 90, "peer"}, false},
+		"another epoch":        {Grant{3, "b", 90, "server"}, true},
+		"another boot":         {Grant{2, "c", 90, "server"}, true},
+		"the policy has ended": {Grant{2, "b", 0, "server"}, true},
+	} {
+		if got := c.g.Renews(old); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
