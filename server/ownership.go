@@ -143,8 +143,7 @@ func (s *Server) resolveSteps() []operation.Step {
 			loser, winner = winner, loser
 		}
 		for _, agent := range []switchback.AgentID{loser, winner} {
-			err := s.doFor(ctx, r, p.ID, "/"+string(agent), agent, p.Epoch, agentapi.ActionSettleContest, agentapi.SettleContestParams{Winner: params.Winner}, nil)
-			if err != nil {
+			if err := s.do(ctx, r, agent, p.Epoch, agentapi.ActionSettleContest, agentapi.SettleContestParams{Winner: params.Winner}, nil); err != nil {
 				return err
 			}
 		}

@@ -40,6 +40,24 @@ func (b *bed) local(site string, args ...string) (string, error) {
 	return string(out), err
 }
 
+// contest overrides at home while nobody answers there, and brings everybody back.
+func (b *bed) contest() {
+	b.t.Helper()
+	b.alone(simlab.Recovery)
+	b.must(b.Kill(simlab.Primary, syscall.SIGKILL)) // one that was just confirmed needs no override
+	b.must(b.Start(b.t.Context(), simlab.Primary))
+	b.until("the override is taken", func() (bool, string) {
+		out, err := b.local(simlab.Primary, "override", b.machine.Name, "--reason", "a test")
+		return err == nil, out
+	})
+	b.must(b.Start(b.t.Context(), simlab.Server))
+	b.must(b.Start(b.t.Context(), simlab.Recovery))
+	b.until("it is contested", func() (bool, string) {
+		v := b.vm()
+		return v.AtSource != nil && v.AtSource.Ownership != nil && v.AtSource.Ownership.Override != nil, fmt.Sprint(v.Conditions)
+	})
+}
+
 // state waits until the machine has this state at a site.
 func (b *bed) state(site string, want hypervisor.State) {
 	b.t.Helper()
