@@ -92,6 +92,9 @@ func (a *Agent) override(ctx context.Context, req agentapi.OverrideRequest) (age
 	if err != nil {
 		return none, err
 	}
+	if v.standing().Role.Owns() {
+		a.ask(ctx, []*vm{v}) // once more, now
+	}
 	v.act.Lock()
 	defer v.act.Unlock()
 	as, s := v.assignment(), v.standing()
