@@ -91,3 +91,45 @@ func TestGrantRenews(t *testing.T) {
 		}
 	}
 }
+
+func TestDecide(t *testing.T) {
+	source := Standing{Site: "home", Role: RoleSource, Epoch: 5}
+	with := func(f func(*Standing)) Standing { s := source; f(&s); return s }
+	leased := func(end switchback.LeaseEnd) Standing {
+		return with(func(s *Standing) { s.Policy = switchback.FencingPolicy{Lease: time.Minute, OnLeaseEnd: end} })
+	}
+	patient := with(func(s *Standing) { s.Policy.StartUnconfirmedAfter = 10 * time.Minute })
+	good := Grant{Epoch: 5, Boot: "b", By: "server"}
+	until := func(i Instant) Grant { g := good; g.Until = i; return g }
+	minute := Instant(time.Minute)
+	for _, c := range []struct {
+		name  string
+		s     Standing
+		m     Moment
+		state State
+		act   Act
+		may   bool
+	}{
+		{"granted", source, Moment{Boot: "b", Grant: good, Running: true}, StateGranted, ActNone, true},
+		{"after a reboot", source, Moment{Boot: "c", Grant: good}, StateHeld, ActNone, false},
+		{"no grant, and it runs: it goes on", source, Moment{Boot: "b", Running: true}, StateHeld, ActNone, false},
+		{"held for a while", patient, Moment{Boot: "b", Up: minute, Now: 10 * minute}, StateHeld, ActNone, false},
+		{"held long enough", patient, Moment{Boot: "b", Up: minute, Now: 11 * minute}, StateHeld, ActGrant, false},
+		{"unconfirmed", patient, Moment{Boot: "b", Grant: Grant{Epoch: 5, Boot: "b", By: ByPolicy}}, StateGranted, ActNone, true},
+		{"leased", leased(""), Moment{Boot: "b", Now: minute - 1, Grant: until(minute), Running: true}, StateGranted, ActNone, true},
+		{"lease ended", leased(""), Moment{Boot: "b", Now: minute, Grant: until(minute), Running: true}, StateLeaseEnded, ActStop, false},
+		{"lease ended, to be paused", leased(switchback.LeaseEndSuspend), Moment{Boot: "b", Now: minute, Grant: until(minute), Running: true}, StateLeaseEnded, ActSuspend, false},
+		{"a grant without end is no lease", leased(""), Moment{Boot: "b", Grant: good, Running: true}, StateHeld, ActStop, false},
+		{"superseded", with(func(s *Standing) { s.Heard = Ruling{6, "away"} }), Moment{Boot: "b", Grant: good, Running: true}, StateSuperseded, ActStop, false},
+		{"fenced", with(func(s *Standing) { s.Role = RoleFenced }), Moment{Boot: "b", Grant: good, Running: true}, StateElsewhere, ActStop, false},
+		{"contested", with(func(s *Standing) { s.Role, s.Contested = RoleFenced, true }), Moment{Boot: "b"}, StateContested, ActGrant, true},
+		{"leaving", with(func(s *Standing) { s.Leaving = true }), Moment{Boot: "b", Grant: good, Running: true}, StateLeaving, ActNone, false},
+		{"taking over", with(func(s *Standing) { s.Takeover = &Takeover{Boot: "b", Wait: time.Minute} }), Moment{Boot: "b", Grant: good}, StateTakingOver, ActNone, false},
+		{"taken over", with(func(s *Standing) { s.Takeover = &Takeover{Boot: "b", Wait: time.Minute} }), Moment{Boot: "b", Now: minute, Grant: good}, StateGranted, ActNone, true},
+	} {
+		d := Decide(c.s, c.m)
+		if d.State != c.state || d.Act != c.act || d.MayStart != c.may || !d.MayStart && d.Why == "" {
+			t.Errorf("%s: %+v", c.name, d)
+		}
+	}
+}
