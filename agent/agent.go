@@ -107,6 +107,8 @@ type Agent struct {
 	fences  fences
 	server  *http.Client // of the control plane
 
+	// own is the agent's site, by its certificate.
+	own switchback.SiteID
 	// boot names this boot of the host; see grant.go.
 	boot bootRecord
 	asks asks
@@ -122,6 +124,9 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{cfg: cfg, log: cfg.Logger, servers: newServers(cfg.ServerAddress, cfg.Servers), hv: cfg.Hypervisor, vms: map[switchback.ProtectionID]*vm{}}
 	a.server = transport.NewHTTPClient(transport.ClientConfig{Credentials: cfg.Credentials, Want: transport.AnyServer})
+	if cfg.Credentials != nil {
+		a.own = switchback.SiteID(cfg.Credentials.Identity().Site)
+	}
 	list, err := loadAssignments(a.assignmentDir())
 	if err != nil {
 		return nil, err

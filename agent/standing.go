@@ -18,12 +18,7 @@ type Override struct {
 }
 
 // site is the agent's own.
-func (a *Agent) site() switchback.SiteID {
-	if a.cfg.Credentials == nil {
-		return ""
-	}
-	return switchback.SiteID(a.cfg.Credentials.Identity().Site)
-}
+func (a *Agent) site() switchback.SiteID { return a.own }
 
 // standing is what package fencing decides from.
 func (x *Assignment) standing(site switchback.SiteID) fencing.Standing {
