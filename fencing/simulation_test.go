@@ -536,7 +536,7 @@ func (s *simServer) begin(kind string) {
 
 // ask sends the step's command; its answer moves the operation on.
 func (s *simServer) ask(to switchback.SiteID, c command) {
-	op, step := s.op, s.op.step
+	op, kind, step := s.op, s.op.kind, s.op.step
 	s.sent = append(s.sent, sentCommand{to, c})
 	h := s.w.hosts[to]
 	// A connection does not outlive an agent, and a task that is done is not done
@@ -554,7 +554,7 @@ func (s *simServer) ask(to switchback.SiteID, c command) {
 			return
 		}
 		s.w.send(to, theServer, func() {
-			if s.up && s.op == op && op.step == step {
+			if s.up && s.op == op && op.kind == kind && op.step == step {
 				op.step++
 				op.since, op.ready = s.w.now, false
 			}
