@@ -27,6 +27,8 @@ type Policy struct {
 	AppConsistentEvery time.Duration `json:"app_consistent_every,omitempty"`
 	// Commit says what becomes of a switch that nobody commits or cancels.
 	Commit CommitPolicy `json:"commit,omitzero"`
+	// Fencing says how a site behaves that hears from nobody.
+	Fencing FencingPolicy `json:"fencing,omitzero"`
 	// VerifyEvery is how often all of the replica is read in the background and
 	// compared with its checksums; 0 is the default, a week, and negative never.
 	VerifyEvery time.Duration `json:"verify_every,omitempty"`
@@ -120,6 +122,9 @@ func (p Policy) Validate() error {
 		return Errorf(CodeInvalid, "application-consistent points every %v, but points every %v", p.AppConsistentEvery, p.Interval).WithHint("choose the interval or more, or 0 for never")
 	}
 	if err := p.Commit.Validate(); err != nil {
+		return err
+	}
+	if err := p.Fencing.Validate(); err != nil {
 		return err
 	}
 	switch p.Compression {

@@ -71,6 +71,8 @@ type Switch struct {
 	UndoEpoch Epoch `json:"undo_epoch,omitempty"`
 	// Proof compares both sides; nil until that is done.
 	Proof *Proof `json:"proof,omitempty"`
+	// Unproven: the old side could not be fenced; the new one waited for its lease to end.
+	Unproven bool `json:"unproven,omitempty"`
 	// WasRunning says that the guest ran when the switch began.
 	WasRunning bool      `json:"was_running"`
 	StartedAt  time.Time `json:"started_at"`

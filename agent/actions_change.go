@@ -122,7 +122,7 @@ func (v *vm) planChange(ctx context.Context, epoch switchback.Epoch, p agentapi.
 	} else if c.Definition, err = v.agent.hv.Definition(ctx, as.VM, false); err != nil {
 		return err
 	}
-	return v.change(func(x *Assignment) { x.Change, x.Epoch = c, epoch })
+	return v.change(func(x *Assignment) { x.Change = c; x.become(x.Role, epoch) })
 }
 
 // nextRun ends the present run and plans the one that the change asks for.
@@ -172,7 +172,8 @@ func (v *vm) nextRun(ctx context.Context, t *task, p agentapi.ChangePointParams)
 		if ok {
 			x.Snapshots = append(without(x.Snapshots, kept.Name), kept)
 		}
-		x.Run, x.Change, x.Epoch = next, nil, c.Epoch
+		x.Run, x.Change = next, nil
+		x.become(x.Role, c.Epoch)
 	})
 }
 

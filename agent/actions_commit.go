@@ -361,11 +361,6 @@ func (a *Agent) settle(ctx context.Context, _ *task, v *vm, req agentapi.Task, _
 			return nil, switchback.Errorf(switchback.CodeInternal, "disk %s is on %s (backing %v), expected %s alone", d.Name, d.Path, d.Backing, own.Path)
 		}
 	}
-	if as.Autostart {
-		if err := a.hv.SetAutostart(ctx, as.VM, true); err != nil {
-			return nil, err
-		}
-	}
 	if run.Snapshot != "" && as.Kept != nil { // else it goes with the journal
 		if err := v.dropBranch(run.Snapshot); err != nil {
 			return nil, err

@@ -137,6 +137,9 @@ func (a *Agent) release(ctx context.Context, _ *task, req agentapi.Task, p agent
 	} else if err := a.clearFence(as.VM); err != nil {
 		return nil, err
 	}
+	if err := v.releaseGrant(ctx, defined); err != nil {
+		return nil, err
+	}
 	if err := os.RemoveAll(indexDir(a.cfg.StateDir, req.Protection)); err != nil {
 		return nil, err
 	}

@@ -22,6 +22,7 @@ func (a *Agent) describe(ctx context.Context, _ *task, _ agentapi.Task, p agenta
 		return nil, err
 	}
 	r.Domain = dom
+	r.Domain.Autostart = dom.Autostart || a.autostarts(p.VM)
 	if p.AskAgent && dom.State == hypervisor.StateRunning {
 		r.GuestAgent = a.hv.AgentPing(ctx, p.VM, time.Second) == nil
 	}
@@ -61,6 +62,12 @@ func (a *Agent) replicate(ctx context.Context, _ *task, req agentapi.Task, p age
 		}
 	}
 	v.stopEngine()
+	// Granted before it counts: a VM under a lease is not to be without one for a moment.
+	next := v.standing()
+	next.Policy = p.Policy.Fencing
+	if err := v.allow(ctx, p.VM, next.Become(agentapi.RoleSource, req.Epoch)); err != nil {
+		return nil, err
+	}
 	err = v.change(func(as *Assignment) {
 		must := map[string]extent.Set{}
 		for _, d := range disks {
@@ -70,14 +77,22 @@ func (a *Agent) replicate(ctx context.Context, _ *task, req agentapi.Task, p age
 				must[d.Name] = as.MustSend[d.Name]
 			}
 		}
-		as.VM, as.Name, as.Epoch, as.Role, as.Peer = p.VM, p.Name, req.Epoch, agentapi.RoleSource, p.Peer
+		as.VM, as.Name, as.Peer = p.VM, p.Name, p.Peer
+		as.become(agentapi.RoleSource, req.Epoch)
+		as.Autostart = as.Autostart || dom.Autostart
 		as.Policy, as.Held, as.Disks, as.MustSend, as.Rest, as.Run = p.Policy, false, disks, must, nil, nil
 		as.ReplicaDir, as.ShutdownUntil = "", time.Time{}
 	})
 	if err != nil {
 		return nil, err
 	}
+	if err := v.writeGuard(); err != nil {
+		return nil, err
+	}
 	if err := a.clearFence(p.VM); err != nil {
+		return nil, err
+	}
+	if err := v.keepAutostart(ctx, dom); err != nil {
 		return nil, err
 	}
 	return nil, v.startEngine(a.tasks.ctx)
@@ -131,7 +146,11 @@ func (v *vm) engineFor() (*replicator.Engine, error) {
 	if err := v.startEngine(v.agent.tasks.ctx); err != nil {
 		return nil, err
 	}
-	return v.running(), nil
+	if e := v.running(); e != nil {
+		return e, nil
+	}
+	return nil, switchback.Errorf(switchback.CodeRefused, "no points are taken of %s: it is contested, or active elsewhere", v.assignment().Name).
+		WithHint("see 'switchback vm show'")
 }
 
 func (a *Agent) takePoint(ctx context.Context, t *task, v *vm, req agentapi.Task, p agentapi.TakePointParams) (any, error) {
@@ -167,6 +186,12 @@ func (a *Agent) hold(ctx context.Context, _ *task, v *vm, req agentapi.Task, _ s
 
 func (a *Agent) shutdown(ctx context.Context, t *task, v *vm, req agentapi.Task, p agentapi.ShutdownParams) (any, error) {
 	as := v.assignment()
+	if err := v.change(func(x *Assignment) { x.Leaving = true }); err != nil {
+		return nil, err
+	}
+	if err := v.writeGuard(); err != nil {
+		return nil, err
+	}
 	dom, err := a.hv.Domain(ctx, as.VM)
 	if err != nil {
 		return nil, err
@@ -240,52 +265,63 @@ func identifyAll(disks []switchback.Disk) (map[string]FileIdentity, error) {
 }
 
 func (a *Agent) fence(ctx context.Context, _ *task, v *vm, req agentapi.Task, p agentapi.FenceParams) (any, error) {
-	as := v.assignment()
+	return nil, v.fenceHere(ctx, req.Epoch, p.ActiveSite, false)
+}
+
+// fenceHere makes this the side where the VM is not active. One that runs is
+// turned off where stop says so, and otherwise a refusal.
+func (v *vm) fenceHere(ctx context.Context, epoch switchback.Epoch, active switchback.SiteID, stop bool) error {
+	a, as := v.agent, v.assignment()
 	v.stopEngine()
 	dom, err := a.hv.Domain(ctx, as.VM)
 	absent := switchback.CodeOf(err) == switchback.CodeNotFound
 	if err != nil && !absent {
-		return nil, err
+		return err
 	}
-	if as.Role == agentapi.RoleSource && !absent && dom.State != hypervisor.StateOff {
-		return nil, switchback.Errorf(switchback.CodeConflict, "VM %s is %s: it must be off before it is fenced", as.Name, dom.State)
+	if as.Role == agentapi.RoleSource && !absent && dom.State != hypervisor.StateOff && !stop {
+		return switchback.Errorf(switchback.CodeConflict, "VM %s is %s: it must be off before it is fenced", as.Name, dom.State)
 	}
 	message := fmt.Sprintf("VM %s is active at site %s (epoch %d); to run it here, fail back to this site with 'switchback vm failback %s'",
-		as.Name, p.ActiveSite, req.Epoch, as.Name)
+		as.Name, active, epoch, as.Name)
 	if err := a.setFence(as.VM, message); err != nil {
-		return nil, err
+		return err
 	}
 	err = v.change(func(x *Assignment) {
-		x.Role, x.Epoch, x.Held = agentapi.RoleFenced, req.Epoch, false
+		x.become(agentapi.RoleFenced, epoch)
+		x.Held = false
 		x.Autostart = x.Autostart || (!absent && dom.Autostart)
 	})
 	if err != nil {
-		return nil, err
+		return err
+	}
+	if err := v.dropGrant(); err != nil {
+		return err
 	}
 	if absent {
-		return nil, nil
+		return nil
 	}
 	if dom.Autostart {
 		if err := a.hv.SetAutostart(ctx, as.VM, false); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return nil, v.enforceFence(ctx)
+	return v.enforceFence(ctx)
 }
 
 func (a *Agent) reinstate(ctx context.Context, t *task, v *vm, req agentapi.Task, p agentapi.ReinstateParams) (any, error) {
 	v.stopEngine()
 	as := v.assignment()
-	if err := v.change(func(x *Assignment) { x.Role, x.Epoch, x.Held, x.Rest = agentapi.RoleSource, req.Epoch, false, nil }); err != nil {
+	if err := v.allow(ctx, as.VM, v.standing().Become(agentapi.RoleSource, req.Epoch)); err != nil {
+		return nil, err
+	}
+	if err := v.change(func(x *Assignment) { x.become(agentapi.RoleSource, req.Epoch); x.Held, x.Rest = false, nil }); err != nil {
+		return nil, err
+	}
+	if err := v.writeGuard(); err != nil {
 		return nil, err
 	}
 	if err := a.clearFence(as.VM); err != nil {
 		return nil, err
-	}
-	if as.Autostart {
-		if err := a.hv.SetAutostart(ctx, as.VM, true); err != nil {
-			return nil, err
-		}
 	}
 	if p.Start {
 		dom, err := v.settleShutdown(ctx, t)
@@ -335,6 +371,13 @@ func (a *Agent) setPolicy(ctx context.Context, _ *task, v *vm, req agentapi.Task
 	as := v.assignment()
 	if as.Role == agentapi.RoleTarget {
 		if err := a.checkStorage(p.Policy); err != nil {
+			return nil, err
+		}
+	}
+	if as.Role.Owns() && p.Policy.Fencing != as.Policy.Fencing {
+		next := v.standing()
+		next.Policy = p.Policy.Fencing
+		if err := v.allow(ctx, as.VM, next); err != nil {
 			return nil, err
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/extent"
+	"github.com/switchback-dr/switchback/fencing"
 	"github.com/switchback-dr/switchback/hypervisor"
 	"github.com/switchback-dr/switchback/internal/durable"
 	"github.com/switchback-dr/switchback/internal/killpoint"
@@ -35,7 +36,7 @@ func (a *Agent) freeze(_ context.Context, _ *task, v *vm, req agentapi.Task, _ s
 }
 
 // activate makes the new side own the epoch, durably, before anything starts.
-func (a *Agent) activate(ctx context.Context, _ *task, v *vm, req agentapi.Task, _ struct{}) (any, error) {
+func (a *Agent) activate(ctx context.Context, _ *task, v *vm, req agentapi.Task, p agentapi.ActivateParams) (any, error) {
 	replica, err := v.openReplica()
 	if err != nil {
 		return nil, err
@@ -47,7 +48,15 @@ func (a *Agent) activate(ctx context.Context, _ *task, v *vm, req agentapi.Task,
 	if err := replica.SetEpoch(req.Epoch); err != nil {
 		return nil, err
 	}
-	return nil, v.change(func(x *Assignment) { x.Role, x.Epoch = agentapi.RoleActive, req.Epoch })
+	return nil, v.change(func(x *Assignment) {
+		if x.Role == agentapi.RoleActive && x.Epoch == req.Epoch {
+			return // its wait has begun
+		}
+		x.become(agentapi.RoleActive, req.Epoch)
+		if wait := fencing.TakeoverWait(x.Policy.Fencing); p.Unproven && wait > 0 {
+			x.Takeover = &fencing.Takeover{Epoch: req.Epoch, Boot: a.boot.name, Since: hostClock(), Wait: wait}
+		}
+	})
 }
 
 // start runs the VM from the view at a point. Each part finds out whether it
@@ -80,6 +89,9 @@ func (a *Agent) launch(ctx context.Context, t *task, v *vm, definition string, n
 			return r, err
 		}
 		if dom.State == hypervisor.StatePaused { // killed just before it was let run
+			if err := v.allow(ctx, as.VM, v.standing()); err != nil {
+				return r, err
+			}
 			if err := a.hv.Resume(ctx, as.VM); err != nil {
 				return r, err
 			}
@@ -126,6 +138,15 @@ func (a *Agent) launch(ctx context.Context, t *task, v *vm, definition string, n
 	if err != nil {
 		return r, err
 	}
+	if err := v.awaitTakeover(ctx, t); err != nil {
+		return r, err
+	}
+	if err := v.allow(ctx, as.VM, v.standing()); err != nil {
+		return r, err
+	}
+	if err := v.writeGuard(); err != nil {
+		return r, err
+	}
 	if err := a.clearFence(as.VM); err != nil {
 		return r, err
 	}
@@ -150,6 +171,11 @@ func (a *Agent) launch(ctx context.Context, t *task, v *vm, definition string, n
 	}
 	if err := a.hv.Resume(ctx, as.VM); err != nil {
 		return r, err
+	}
+	if as.Takeover != nil { // it has waited, and need not again
+		if err := v.change(func(x *Assignment) { x.Takeover = nil }); err != nil {
+			return r, err
+		}
 	}
 	v.clearCondition("view-lost") // it has a view again, and has begun anew on it
 	a.tasks.wg.Go(func() { v.superviseView(a.tasks.ctx, run.Epoch) })
@@ -413,6 +439,9 @@ func (a *Agent) abandon(ctx context.Context, t *task, v *vm, req agentapi.Task, 
 	if err := replica.SetRetentionFrozen(false); err != nil {
 		return nil, err
 	}
+	if err := v.change(func(x *Assignment) { x.become(agentapi.RoleTarget, req.Epoch); x.Run, x.Change = nil, nil }); err != nil {
+		return nil, err
+	}
 	v.branchLater()
-	return nil, v.change(func(x *Assignment) { x.Role, x.Epoch, x.Run, x.Change = agentapi.RoleTarget, req.Epoch, nil, nil })
+	return nil, v.dropGrant()
 }

@@ -13,6 +13,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/fencing"
 	"github.com/switchback-dr/switchback/hypervisor"
 	"github.com/switchback-dr/switchback/journal"
 	"github.com/switchback-dr/switchback/qemu"
@@ -42,7 +43,14 @@ func (a *Agent) prepareReplica(ctx context.Context, _ *task, req agentapi.Task, 
 			return agentapi.PrepareReplicaResult{Dir: as.ReplicaDir, Trusted: p.FromRest && as.Rest != nil, Reason: "prepared before"}, v.change(func(x *Assignment) { x.Peer = p.Peer })
 		}
 	}
-	if as.Role == agentapi.RoleSource || as.Role == agentapi.RoleActive {
+	if as.Role.Owns() {
+		// It has not heard yet that it does not own the VM any more. It acts on it, and is asked again.
+		if err := v.hear(ctx, fencing.Ruling{Epoch: req.Epoch, Site: p.Peer.Site}, 0, "command"); err != nil {
+			return nil, err
+		}
+		if req.Epoch > as.Epoch {
+			return nil, switchback.Errorf(switchback.CodeUnavailable, "site %s is being fenced first", a.site())
+		}
 		return nil, switchback.Errorf(switchback.CodeConflict, "VM %s is active at this site: it cannot be its target", p.Name)
 	}
 	result, err := a.checkPrepare(ctx, as, p)
@@ -92,7 +100,8 @@ func (a *Agent) prepareReplica(ctx context.Context, _ *task, req agentapi.Task, 
 		return nil, err
 	}
 	err = v.change(func(x *Assignment) {
-		x.VM, x.Name, x.Epoch, x.Role, x.Peer, x.Policy = p.VM, p.Name, req.Epoch, agentapi.RoleTarget, p.Peer, p.Policy
+		x.VM, x.Name, x.Peer, x.Policy = p.VM, p.Name, p.Peer, p.Policy
+		x.become(agentapi.RoleTarget, req.Epoch)
 		x.Disks, x.Dir, x.ReplicaDir, x.Session, x.Run, x.MustSend = disks, dir, replicaDir, session, nil, nil
 		x.BaseCheckpoint = p.Checkpoint
 		if p.FromRest {
@@ -111,6 +120,9 @@ func (a *Agent) prepareReplica(ctx context.Context, _ *task, req agentapi.Task, 
 	v.mu.Unlock()
 	// Whatever copy of the VM is defined here must not start beside its source.
 	if err := a.setFence(p.VM, fmt.Sprintf("VM %s is protected and active at site %s; this site is its recovery target", p.Name, p.Peer.Site)); err != nil {
+		return nil, err
+	}
+	if err := v.dropGrant(); err != nil {
 		return nil, err
 	}
 	result.Dir = replicaDir

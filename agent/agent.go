@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -41,9 +42,12 @@ type Config struct {
 	// LibvirtPIDFile is read to tell libvirtd about the hook; default /run/libvirtd.pid.
 	LibvirtPIDFile string
 	// Executable is the switchback binary that serves views; default this process's own.
-	Executable  string
-	Credentials *transport.Credentials
-	Hypervisor  hypervisor.Hypervisor
+	Executable string
+	// GuardCommand are the arguments of Executable that run the lease guard
+	// (GuardLeases) over the same directories; none = leases end while the agent lives only.
+	GuardCommand []string
+	Credentials  *transport.Credentials
+	Hypervisor   hypervisor.Hypervisor
 	// ServerAddress is where the control plane listens; empty = never report.
 	ServerAddress string
 	// Servers are further addresses of the control plane.
@@ -118,6 +122,12 @@ type Agent struct {
 	answered atomic.Int64
 	adopt    sync.Mutex
 
+	// own is the agent's site, by its certificate.
+	own switchback.SiteID
+	// boot names this boot of the host; see grant.go.
+	boot bootRecord
+	asks asks
+
 	mu  sync.Mutex
 	vms map[switchback.ProtectionID]*vm
 }
@@ -130,6 +140,9 @@ func New(cfg Config) (*Agent, error) {
 	a := &Agent{cfg: cfg, log: cfg.Logger, servers: newServers(cfg.ServerAddress, cfg.Servers), hv: cfg.Hypervisor, vms: map[switchback.ProtectionID]*vm{}}
 	a.reach = reach{inbound: transport.NewInbound(cfg.Credentials, a.admitLine), outbound: map[lineTo]*transport.Outbound{}}
 	a.server = transport.NewHTTPClient(transport.ClientConfig{Credentials: cfg.Credentials, Want: transport.AnyServer, Inbound: a.reach.inbound})
+	if cfg.Credentials != nil {
+		a.own = switchback.SiteID(cfg.Credentials.Identity().Site)
+	}
 	if err := a.loadRevoked(); err != nil {
 		return nil, err
 	}
@@ -140,8 +153,22 @@ func New(cfg Config) (*Agent, error) {
 	if a.records, err = loadRecords(filepath.Join(cfg.StateDir, "records")); err != nil {
 		return nil, err
 	}
+	if a.boot, err = loadBoot(cfg.RunDir); err != nil {
+		return nil, err
+	}
+	_, err = os.Stat(filepath.Dir(a.guardPath("x")))
+	before := errors.Is(err, fs.ErrNotExist) // an agent of before guards: this need not be a boot
 	for _, as := range list {
-		a.vms[as.Protection] = &vm{agent: a, a: as}
+		if before && as.VM != "" {
+			if err := a.markRun("begun", as.VM); err != nil {
+				return nil, err
+			}
+		}
+		v := &vm{agent: a, a: as}
+		if v.grant, err = a.readGrant(as.VM); err != nil {
+			return nil, err
+		}
+		a.vms[as.Protection] = v
 	}
 	return a, nil
 }
@@ -174,6 +201,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.expireDrills(ctx) })
 	wg.Go(func() { a.checkReplicas(ctx) })
 	wg.Go(func() { a.describeVMs(ctx) })
+	wg.Go(func() { a.watchOwnership(ctx) })
+	wg.Go(func() { a.askOwnership(ctx) })
+	local, err := a.serveLocal(ctx)
+	if err != nil {
+		return err
+	}
+	wg.Go(local)
 	if a.cfg.ServerAddress != "" {
 		wg.Go(func() { a.report(ctx) })
 		wg.Go(func() { a.renewals(ctx) })
@@ -182,7 +216,6 @@ func (a *Agent) Run(ctx context.Context) error {
 		wg.Go(func() { v.takeUp(ctx) })
 	}
 	a.log.Info("agent ready", "listen", a.cfg.Listen, "address", a.cfg.Address)
-	var err error
 	select {
 	case err = <-served:
 	case <-ctx.Done():

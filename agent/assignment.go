@@ -14,6 +14,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/extent"
+	"github.com/switchback-dr/switchback/fencing"
 	"github.com/switchback-dr/switchback/internal/durable"
 )
 
@@ -57,8 +58,15 @@ type Assignment struct {
 	// ShutdownUntil is set while the guest has been asked to power off: until
 	// when it may take to do so.
 	ShutdownUntil time.Time `json:"shutdown_until,omitzero"`
-	// Autostart is the flag that fencing took away.
+	// Autostart: the VM is to start with its host. The agent does that, once it is
+	// granted: libvirt's own flag is off while the VM is protected.
 	Autostart bool `json:"autostart,omitempty"`
+	// Heard, Leaving and Takeover are package fencing's.
+	Heard    fencing.Ruling    `json:"heard,omitzero"`
+	Leaving  bool              `json:"leaving,omitempty"`
+	Takeover *fencing.Takeover `json:"takeover,omitempty"`
+	// Override is set while the VM is contested.
+	Override *Override `json:"override,omitempty"`
 }
 
 // Run is an uncommitted VM on overlays over a view.

@@ -184,7 +184,7 @@ func TestHook(t *testing.T) {
 }
 
 func TestCheckEpoch(t *testing.T) {
-	v := &vm{a: Assignment{Epoch: 5}}
+	v := &vm{agent: &Agent{}, a: Assignment{Epoch: 5}}
 	for epoch, code := range map[switchback.Epoch]switchback.Code{0: switchback.CodeInvalid, 4: switchback.CodeStaleEpoch, 5: "", 6: ""} {
 		if err := v.checkEpoch(epoch); switchback.CodeOf(err) != code {
 			t.Errorf("epoch %d: %v, want %q", epoch, err, code)

@@ -16,8 +16,8 @@ import (
 	"github.com/switchback-dr/switchback/internal/durable"
 )
 
-// hookScript refuses the start of a fenced domain. It is self-contained shell:
-// it reads one small file and never calls back into libvirt or the network.
+// hookScript refuses the start of a domain that is fenced, or has no grant. It is self-contained shell:
+// it reads small files and never calls back into libvirt or the network.
 //
 //go:embed hook.sh
 var hookScript string
@@ -27,7 +27,8 @@ const hookPath = "/etc/libvirt/hooks/qemu.d/50-switchback"
 // installHook writes the hook and tells a running libvirtd about it: libvirtd
 // looks for hooks when it starts and on SIGHUP only.
 func (a *Agent) installHook() error {
-	script := strings.ReplaceAll(hookScript, "@FENCE_DIR@", a.fenceDir())
+	script := strings.NewReplacer("@FENCE_DIR@", a.fenceDir(), "@GUARD_DIR@", filepath.Dir(a.guardPath("x")),
+		"@GRANT_DIR@", filepath.Dir(a.runPath("grants", "x"))).Replace(hookScript)
 	hookPath := a.cfg.HookPath
 	old, err := os.ReadFile(hookPath)
 	if err == nil && string(old) == script {

@@ -49,6 +49,7 @@ func (a *Agent) actions() map[string]action {
 		agentapi.ActionKeepPoints:      onVM(a, a.keepPoints, agentapi.RoleActive),
 		agentapi.ActionDropKept:        onVM(a, a.dropKept),
 	}
+	m[agentapi.ActionSettleContest] = onVM(a, a.settleContest)
 	maps.Copy(m, a.pointActions())
 	return m
 }

@@ -40,8 +40,17 @@ func (a *Agent) admitLine(id transport.Identity) error {
 	if id.Role == transport.RoleServer {
 		return nil
 	}
+	return a.isPeer(id)
+}
+
+func peerIs(as Assignment, id transport.Identity) bool {
+	return string(as.Peer.Agent) == id.ID && as.Peer.Site == id.Site
+}
+
+// isPeer refuses agents that no VM here has as its peer.
+func (a *Agent) isPeer(id transport.Identity) error {
 	for _, v := range a.all() {
-		if p := v.assignment().Peer; string(p.Agent) == id.ID && p.Site == id.Site {
+		if peerIs(v.assignment(), id) {
 			return nil
 		}
 	}

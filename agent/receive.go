@@ -33,6 +33,7 @@ func (a *Agent) routePeers(mux *http.ServeMux) {
 			transport.WriteJSON(w, http.StatusOK, answer)
 		}), transport.RoleAgent))
 	}
+	a.routeOwnership(mux)
 	route("GET /v1/replicas/{protection}", func(r *http.Request, v *vm) (any, error) { return v.targetState() })
 	route("POST /v1/replicas/{protection}/points", func(r *http.Request, v *vm) (any, error) { return v.receive(r) })
 	route("POST /v1/replicas/{protection}/definition", func(r *http.Request, v *vm) (any, error) { return struct{}{}, v.receiveDefinition(r) })
@@ -67,13 +68,7 @@ func (v *vm) targetRole(r *http.Request) (switchback.Epoch, error) {
 	if err != nil {
 		return 0, switchback.Errorf(switchback.CodeInvalid, "message without an epoch")
 	}
-	if err := v.checkEpoch(switchback.Epoch(n)); err != nil {
-		return 0, err
-	}
-	if a := v.assignment(); a.Role != agentapi.RoleTarget {
-		return 0, switchback.Errorf(switchback.CodeStaleEpoch, "%s takes no points here: its role is %s under epoch %d", a.Name, a.Role, a.Epoch)
-	}
-	return switchback.Epoch(n), nil
+	return switchback.Epoch(n), v.standing().AcceptsPoint(switchback.Epoch(n))
 }
 
 func (v *vm) targetState() (replicator.TargetState, error) {
@@ -111,7 +106,7 @@ func (v *vm) receive(r *http.Request) (switchback.Point, error) {
 		if err := replica.SetRetentionFrozen(false); err != nil {
 			return p, err
 		}
-		if err := v.change(func(x *Assignment) { x.Epoch = max(x.Epoch, epoch) }); err != nil {
+		if err := v.change(func(x *Assignment) { x.become(agentapi.RoleTarget, max(x.Epoch, epoch)) }); err != nil {
 			return p, err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/hypervisor"
 	"github.com/switchback-dr/switchback/journal"
 	"github.com/switchback-dr/switchback/transport"
 )
@@ -51,19 +52,20 @@ func (a *Agent) report(ctx context.Context) {
 func (a *Agent) Status(ctx context.Context) agentapi.AgentStatus {
 	s := agentapi.AgentStatus{Version: a.cfg.Version, Address: a.cfg.Address, Time: time.Now(), Storage: a.storage(), Capacity: a.capacity(),
 		Reachable: a.cfg.Reachable, Lines: a.lineStatus(), Trust: agentapi.TrustOf(a.cfg.Credentials), Peers: a.peerAddresses()}
-	power := map[switchback.VMUUID]string{}
+	power, flagged := map[switchback.VMUUID]string{}, map[switchback.VMUUID]bool{}
 	domains, err := a.hv.Domains(ctx)
 	if err != nil {
 		s.HypervisorError = err.Error()
 	}
 	for _, d := range domains {
-		power[d.UUID] = string(d.State)
+		power[d.UUID], flagged[d.UUID] = string(d.State), d.Autostart
 	}
 	for _, v := range a.all() {
 		st := v.status()
 		if st.Power = power[v.assignment().VM]; st.Power == "" {
 			st.Power = "absent"
 		}
+		v.noteDomain(flagged[v.assignment().VM], st.Power == string(hypervisor.StateRunning))
 		s.VMs = append(s.VMs, st)
 	}
 	return s
@@ -109,6 +111,8 @@ func (v *vm) status() agentapi.VMStatus {
 		st.Check, st.Conditions = check, append(st.Conditions, append(damage, suspicions(replica, a.Name)...)...)
 		st.Replica = r
 	}
+	own, held := v.ownership()
+	st.Ownership, st.Conditions = own, append(st.Conditions, held...)
 	st.Snapshots, st.Kept = a.snapshots(points), a.Kept.status()
 	return st
 }

@@ -14,6 +14,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/extent"
+	"github.com/switchback-dr/switchback/fencing"
 	"github.com/switchback-dr/switchback/hypervisor"
 	"github.com/switchback-dr/switchback/journal"
 	"github.com/switchback-dr/switchback/nbd"
@@ -50,6 +51,20 @@ type vm struct {
 	cond    *switchback.Condition // what the agent itself met outside a cycle
 	// retained is what there is to report of the replica's retention.
 	retained []switchback.Condition
+	// grant is what stands under /run; guard what stands in the guard file.
+	granting sync.Mutex // of the files
+	grant    fencing.Grant
+	guard    string
+	// confirmed is when ownership was last confirmed to this process, and by whom;
+	// autostart what was last seen of libvirt's flag.
+	confirmed   time.Time
+	confirmedBy string
+	autostart   bool
+	powered     bool
+	// begun: there is nothing to start in this boot any more; beginAgain is when a
+	// start that failed is tried again.
+	begun      bool
+	beginAgain time.Time
 	// far says that the object store fails, which is left alone until farAgain.
 	far      *switchback.Condition
 	farAgain time.Time
@@ -80,15 +95,7 @@ func (v *vm) change(f func(*Assignment)) error {
 // checkEpoch refuses a command that is older than what the agent knows, and
 // makes a newer epoch durable.
 func (v *vm) checkEpoch(e switchback.Epoch) error {
-	known := v.assignment().Epoch
-	if e == 0 {
-		return switchback.Errorf(switchback.CodeInvalid, "a command without an epoch")
-	}
-	if e < known {
-		return switchback.Errorf(switchback.CodeStaleEpoch, "the command carries epoch %d, this agent knows %d", e, known).
-			WithHint("the active site has changed since; look at the VM again")
-	}
-	return nil
+	return v.standing().Admit(e)
 }
 
 // openReplica returns the replica kept here, opening it if need be.
@@ -136,6 +143,9 @@ func (v *vm) startEngine(ctx context.Context) error {
 		return nil
 	}
 	a := v.a
+	if !a.standing(v.agent.site()).SendsPoints() { // contested, or superseded
+		return nil
+	}
 	// Only this one agent is believed to be the peer, whoever answers at its address.
 	peers := transport.NewHTTPClient(transport.ClientConfig{Credentials: v.agent.cfg.Credentials, Want: transport.Agent(a.Peer.Agent), Inbound: v.agent.reach.inbound})
 	e, err := replicator.New(replicator.Config{
@@ -281,7 +291,7 @@ func (v *vm) event(ctx context.Context, ev hypervisor.Event) {
 		if e := v.running(); e != nil {
 			e.IOError(ev.Disk + " " + ev.Detail)
 		}
-	case ev.Kind == hypervisor.EventStarted && (a.Role == agentapi.RoleFenced || a.Role == agentapi.RoleTarget):
+	case ev.Kind == hypervisor.EventStarted && !a.Role.Owns() && a.Override == nil:
 		if err := v.enforceFence(ctx); err != nil {
 			v.agent.log.Error("a fenced VM runs and cannot be stopped", "protection", a.Protection, "error", err)
 		}
@@ -291,6 +301,9 @@ func (v *vm) event(ctx context.Context, ev hypervisor.Event) {
 // enforceFence stops a fenced domain that runs all the same.
 func (v *vm) enforceFence(ctx context.Context) error {
 	a := v.assignment()
+	if a.Override != nil {
+		return nil
+	}
 	dom, err := v.agent.hv.Domain(ctx, a.VM)
 	if switchback.CodeOf(err) == switchback.CodeNotFound {
 		return nil

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/fencing"
 	"github.com/switchback-dr/switchback/hypervisor"
 	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/replicator"
@@ -12,17 +13,17 @@ import (
 )
 
 // Role is what an agent does for a protected VM.
-type Role string
+type Role = fencing.Role
 
 const (
 	// RoleSource: the VM is active here and replicated from here.
-	RoleSource Role = "source"
+	RoleSource = fencing.RoleSource
 	// RoleTarget: the replica is kept here.
-	RoleTarget Role = "target"
+	RoleTarget = fencing.RoleTarget
 	// RoleActive: the VM is active here and not replicated: switched or committed.
-	RoleActive Role = "active"
+	RoleActive = fencing.RoleActive
 	// RoleFenced: the VM is active elsewhere; its copy here must not run.
-	RoleFenced Role = "fenced"
+	RoleFenced = fencing.RoleFenced
 )
 
 // Task is a request to carry out an action.
@@ -102,6 +103,8 @@ type VMStatus struct {
 	// Kept are points that a commit has kept, read-only.
 	Kept       *KeptPoints            `json:"kept_points,omitempty"`
 	Conditions []switchback.Condition `json:"conditions,omitempty"`
+	// Ownership is set where the VM may be active, or was started by hand.
+	Ownership *Ownership `json:"ownership,omitempty"`
 	// Drills run here, or left something.
 	Drills []DrillStatus `json:"drills,omitempty"`
 	// RecordVersion is of the copy of the server's record that the agent keeps.

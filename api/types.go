@@ -98,8 +98,8 @@ type OperationRequest struct {
 	// protect
 	From     switchback.SiteID  `json:"from,omitempty"`
 	To       switchback.SiteID  `json:"to,omitempty"`
-	Policy   *switchback.Policy `json:"policy,omitempty"` // also edit
-	Networks map[string]string  `json:"networks,omitzero"`         // also edit; nil = they stay
+	Policy   *switchback.Policy `json:"policy,omitempty"`  // also edit
+	Networks map[string]string  `json:"networks,omitzero"` // also edit; nil = they stay
 	// failover, failback, change-point: a choice (recovery.ParseChoice), "latest" by default
 	Point string `json:"point,omitempty"`
 	// AcceptLoss agrees to lose what was written after an older point.
@@ -127,6 +127,8 @@ type OperationRequest struct {
 	// extend: by how much, or not at all any more
 	ExtendBy time.Duration `json:"extend_by,omitempty"`
 	Stop     bool          `json:"stop,omitempty"`
+	// resolve: the site whose copy counts
+	Winner switchback.SiteID `json:"winner,omitempty"`
 	// unprotect
 	RemoveData bool `json:"remove_data,omitempty"`
 }

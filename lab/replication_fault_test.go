@@ -2,6 +2,8 @@ package lab
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -65,6 +67,42 @@ func TestReplicationUnderFaults(t *testing.T) {
 			t.Error("the guest did not outlive libvirtd")
 		}
 		f.writes(Primary)
+	})
+
+	t.Run("Rebooted", func(t *testing.T) {
+		f := *cyc
+		f.t = t
+		f.virsh(Primary, "autostart", f.Name)
+		f.eventually(20*time.Second, "autostart is the agent's", func() (bool, string) {
+			info := strings.Join(strings.Fields(f.virsh(Primary, "dominfo", f.Name)), " ")
+			return strings.Contains(info, "Autostart: disable"), info
+		})
+		pid := f.qemu()
+		f.kill(t, Primary)
+		// What a reboot takes away.
+		for _, gone := range []string{"boot", "grants", "begun"} {
+			f.must(os.RemoveAll(filepath.Join(f.Site(Primary).HostPath("/run/switchback"), gone)))
+		}
+		f.must(f.Site(Primary).Kill(t.Context()))
+		f.must(f.Site(Primary).Restart(t.Context()))
+		if f.qemu() != pid {
+			t.Error("the guest, which has no grant now, did not outlive libvirtd")
+		}
+		f.virsh(Primary, "destroy", f.Name)
+		for range 2 {
+			_, err := f.Virsh(t.Context(), Primary, "start", f.Name)
+			if err == nil || !strings.Contains(err.Error(), "held by Switchback") || !strings.Contains(err.Error(), "agent override") {
+				t.Errorf("a start without a grant: %v", err)
+			}
+			f.must(f.Site(Primary).Restart(t.Context()))
+		}
+		f.start(t, Primary)
+		f.eventually(60*time.Second, "the agent starts the guest", func() (bool, string) {
+			s := f.virsh(Primary, "domstate", f.Name)
+			return s == "running", s
+		})
+		f.writes(Primary)
+		f.pointsAfter(f.newest(), 1)
 	})
 
 	t.Run("QEMUKilled", func(t *testing.T) {

@@ -39,7 +39,7 @@ const (
 )
 
 // Kinds in the order they are shown.
-var Kinds = []Kind{TakePoint, TestFailover, CleanDrill, Failover, Failback, ChangePoint, Commit, Cancel, Extend, Reprotect, Pause, Resume, Edit, Retry, DropSnapshot, DropKept, Unprotect}
+var Kinds = []Kind{TakePoint, TestFailover, CleanDrill, Failover, Failback, ChangePoint, Commit, Cancel, Extend, Reprotect, Pause, Resume, Edit, Retry, DropSnapshot, DropKept, Resolve, Unprotect}
 
 // Allowed says whether an operation may be asked for now; Reason and Remedy why not.
 type Allowed struct {
@@ -72,6 +72,8 @@ type Facts struct {
 	KeptDisks bool
 	// Drill is of an axis of its own.
 	Drill DrillFacts
+	// Contested are the sites where a copy was let start by hand.
+	Contested []switchback.SiteID
 	// Snapshots is how many are kept at both sites.
 	Snapshots int
 }
@@ -111,6 +113,9 @@ func Check(p switchback.Protection, f Facts, k Kind) Allowed {
 			return yes
 		}
 		return no(fmt.Sprintf("operation %s (%s) is under way", f.RunningID, f.Running), "wait for it: switchback operation watch "+string(f.RunningID))
+	}
+	if a, decided := checkContest(f, k); decided && (k != Retry || !f.Failed) {
+		return a
 	}
 	if k == Retry {
 		if !f.Failed {

@@ -33,7 +33,7 @@ const expireEvery = 5 * time.Second
 // approvable are the kinds of operations that can take a second person's approval.
 var approvable = []string{
 	string(recovery.Failover), string(recovery.Failback), string(recovery.ChangePoint), string(recovery.Commit), string(recovery.Cancel),
-	string(recovery.Unprotect), string(recovery.DropSnapshot), string(recovery.DropKept), "delete-point",
+	string(recovery.Unprotect), string(recovery.DropSnapshot), string(recovery.DropKept), string(recovery.Resolve), "delete-point",
 }
 
 func (s *Server) approvalPolicy(ctx context.Context) (api.ApprovalPolicy, error) {

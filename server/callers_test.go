@@ -135,6 +135,7 @@ func TestCallers(t *testing.T) {
 		"POST " + transport.DialInPath: {"agent"},
 		"POST /v1/agents/report":       {"agent"},
 		"POST /v1/agents/renew":        {"agent"},
+		"POST /v1/agents/ownership":    {"agent"},
 	}
 	// "not a document" is refused by whatever reads it, after the caller was judged.
 	bodies := map[string]string{"POST /v1/agents/report": "{}", "POST /v1/agents/renew": "{}"}

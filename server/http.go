@@ -22,6 +22,7 @@ func (s *Server) routes() *routes {
 	rt := newRoutes(s)
 	rt.mux.Handle("POST "+transport.JoinPath, answer(s.join))
 	rt.mux.Handle("POST /v1/agents/report", transport.RequireRole(answer(s.takeReport), transport.RoleAgent))
+	rt.mux.Handle("POST /v1/agents/ownership", transport.RequireRole(answer(s.answerOwnership), transport.RoleAgent))
 	rt.mux.Handle("POST /v1/agents/renew", transport.RequireRole(answer(s.renew), transport.RoleAgent))
 
 	s.routeSites(rt)

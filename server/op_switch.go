@@ -188,7 +188,8 @@ func (s *Server) switchFence(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	return s.do(ctx, r, p.Switch.FromAgent, p.Switch.Epoch, agentapi.ActionFence, agentapi.FenceParams{ActiveSite: p.Switch.To}, nil)
+	err = s.do(ctx, r, p.Switch.FromAgent, p.Switch.Epoch, agentapi.ActionFence, agentapi.FenceParams{ActiveSite: p.Switch.To}, nil)
+	return s.fencedByLease(ctx, r, p, err)
 }
 
 func (s *Server) switchActivate(ctx context.Context, r *operation.Run) error {
@@ -196,7 +197,7 @@ func (s *Server) switchActivate(ctx context.Context, r *operation.Run) error {
 	if err != nil {
 		return err
 	}
-	return s.do(ctx, r, p.Switch.ToAgent, p.Switch.Epoch, agentapi.ActionActivate, nil, nil)
+	return s.do(ctx, r, p.Switch.ToAgent, p.Switch.Epoch, agentapi.ActionActivate, agentapi.ActivateParams{Unproven: p.Switch.Unproven}, nil)
 }
 
 func (s *Server) switchStart(ctx context.Context, r *operation.Run) error {

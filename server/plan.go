@@ -117,6 +117,8 @@ func (s *Server) plan(ctx context.Context, v api.VM, kind recovery.Kind, params 
 		} else {
 			plan.Changes = []string{fmt.Sprintf("the policy's %s begins at %s", p.Policy.Commit.Action, ep.Until.UTC().Format(time.RFC3339))}
 		}
+	case recovery.Resolve:
+		planResolve(p, params.(resolveParams), plan)
 	case recovery.DropKept:
 		plan.Basis = "nothing is copied"
 		plan.Changes = []string{"the points that the commit has kept are deleted"}

@@ -136,6 +136,11 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 			return api.OperationAnswer{}, err
 		}
 		params = dropSnapshotParams{Snapshot: req.Snapshot, Agent: agent}
+	case recovery.Resolve:
+		if err := checkWinner(p, req.Winner); err != nil {
+			return api.OperationAnswer{}, err
+		}
+		params = resolveParams{Winner: req.Winner}
 	case recovery.Commit:
 		if err := proofAllows(p, req.AcceptMismatch); err != nil {
 			return api.OperationAnswer{}, err

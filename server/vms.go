@@ -114,6 +114,7 @@ func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (a
 		if !av.Healthy {
 			v.Conditions = append(v.Conditions, switchback.Condition{Name: "agent-down", Severity: switchback.SeverityWarning,
 				Cause: "agent " + string(a.ID) + " of site " + string(a.Site) + ": " + av.Reason, Remedy: "start the agent, or mend the network to it", Since: a.LastSeen})
+			s.cutOff(&v, a)
 		}
 		if av.Status == nil {
 			continue
@@ -132,6 +133,7 @@ func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (a
 			facts.SeedPercent = pr.Percent
 		}
 	}
+	facts.Contested = contested(v)
 	if st := v.AtTarget; st != nil && st.Replica != nil {
 		facts.Points, facts.Drill.Described = st.Replica.Points, st.Replica.Described
 		if v.LastPoint == nil {

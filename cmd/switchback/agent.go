@@ -65,6 +65,7 @@ func (c *cli) agentCommand() *cobra.Command {
 		}
 		defer hv.Close()
 		cfg.Hypervisor, cfg.Logger, cfg.Version = hv, log, version
+		cfg.GuardCommand = leaseGuardArguments(cfg, libvirtSocket, platform)
 		cfg.Credentials, cfg.Address, cfg.ServerAddress, cfg.Servers = joined.Credentials, joined.Address, joined.Server, joined.Servers
 		if cfg.Reachable = joined.Reachable; cfg.Listen == "" && cfg.Reachable != agentapi.ReachableNo {
 			cfg.Listen = joined.Address
@@ -98,5 +99,7 @@ func (c *cli) agentCommand() *cobra.Command {
 		})
 	}}
 	cmd.AddCommand(append(c.agentTrustCommands(&cfg.StateDir), list, c.agentRecoveryKey(&cfg.StateDir))...)
+	cmd.AddCommand(c.agentLocal()...)
+	cmd.AddCommand(leaseGuardCommand())
 	return cmd
 }

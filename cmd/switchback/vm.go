@@ -33,6 +33,7 @@ func (c *cli) vmCommand() *cobra.Command {
 		cmd.Flags().DurationVar(&policy.OffloadAfter, "offload-after", policy.OffloadAfter, "age at which points move to the object store of the target's agent; 0 = never")
 		cmd.Flags().DurationVar(&policy.AppConsistentEvery, "app-consistent-every", policy.AppConsistentEvery, "how often a point freezes the guest's file systems through its agent; 0 = never")
 		commitPolicyFlags(cmd, &policy.Commit)
+		fencingFlags(cmd, &policy.Fencing)
 		cmd.Flags().DurationVar(&policy.VerifyEvery, "verify-every", policy.VerifyInterval(), "how often all of the replica is read and compared with its checksums; negative = never")
 	}
 	protect := c.vmOperation(recovery.Protect, "protect VM", "Replicate a VM to another site", func(req *api.OperationRequest, _ *cobra.Command) {
@@ -73,6 +74,7 @@ func (c *cli) vmCommand() *cobra.Command {
 		if !cmd.Flags().Changed("app-consistent-every") {
 			policy.AppConsistentEvery = v.Policy.AppConsistentEvery
 		}
+		fencingUnchanged(cmd, &policy.Fencing, v.Policy.Fencing)
 		commitPolicyUnchanged(cmd, &policy.Commit, v.Policy.Commit)
 		if !cmd.Flags().Changed("verify-every") {
 			policy.VerifyEvery = v.Policy.VerifyEvery
@@ -121,7 +123,7 @@ func (c *cli) vmCommand() *cobra.Command {
 	commit.Flags().StringVar(&snapshots, "snapshots", "", "drop the kept snapshots, or keep them, made self-contained")
 	commit.Flags().StringVar(&keepPoints, "points", "delete", "delete them, or keep those up to the chosen one, read-only, until the new direction has its own")
 	cmd.AddCommand(c.changeCommands()...)
-	cmd.AddCommand(c.vmTestFailover(), c.vmDrill(), c.vmTag())
+	cmd.AddCommand(c.vmTestFailover(), c.vmDrill(), c.vmTag(), c.vmResolve())
 	cmd.AddCommand(takePoint, commit, protect, edit, failover, failback, unprotect,
 		plain(recovery.DropKept, "drop-kept", "Delete the points that a commit has kept"),
 		plain(recovery.Cancel, "cancel", "Undo an uncommitted switch, or stop the operation under way"),
@@ -336,6 +338,7 @@ func printVM(w io.Writer, v api.VM) {
 			line("verified", "%s", checkText(*t.Check))
 		}
 	}
+	printOwnership(line, v)
 	printSwitch(line, v)
 	for site, disks := range v.Seeds {
 		for _, d := range disks {

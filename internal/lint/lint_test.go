@@ -38,7 +38,7 @@ const (
 // layers gives each folder its layer; subfolders belong to their parent unless named.
 var layers = map[string]layer{
 	"": domain, "extent": domain,
-	"retention": pure, "recovery": pure, "audit": pure, "replication": pure, "anomaly": pure,
+	"retention": pure, "recovery": pure, "audit": pure, "replication": pure, "anomaly": pure, "fencing": pure,
 	"hypervisor": contract,
 	"seal":       mechanism, "objectstore": mechanism,
 	"nbd": mechanism, "qemu": mechanism, "qcow2": mechanism, "journal": mechanism,
@@ -60,7 +60,7 @@ var allowed = map[[2]string]string{
 }
 
 // pureFolders may not touch the outside world.
-var pureFolders = []string{"", "extent", "retention", "recovery", "replication", "anomaly", "audit"}
+var pureFolders = []string{"", "extent", "retention", "recovery", "replication", "anomaly", "audit", "fencing"}
 
 // impureImports are packages that pure folders do not import, with everything below them.
 var impureImports = []string{"os", "net", "sync", "log", "syscall", "math/rand", "crypto/rand"}

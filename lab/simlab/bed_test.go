@@ -117,13 +117,18 @@ func (b *bed) keepLogs() {
 // until polls for a minute.
 func (b *bed) until(what string, done func() (bool, string)) {
 	b.t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+	b.eventually(time.Minute, what, done)
+}
+
+func (b *bed) eventually(limit time.Duration, what string, done func() (bool, string)) {
+	b.t.Helper()
+	for deadline := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
 		ok, why := done()
 		if ok {
 			return
 		}
 		if time.Now().After(deadline) {
-			b.t.Fatalf("%s: not within a minute: %s", what, why)
+			b.t.Fatalf("%s: not within %v: %s", what, limit, why)
 		}
 	}
 }

@@ -79,6 +79,8 @@ func (b *bed) asking(p path) asking {
 	case recovery.ChangePoint:
 		a.req = api.OperationRequest{Point: fmt.Sprint(b.vm().Switch.Point.Sequence), ForceOff: true}
 		a.kept = len(b.snapshots(simlab.Recovery))
+	case recovery.Resolve:
+		a.req = api.OperationRequest{Winner: simlab.Primary}
 	case recovery.DropSnapshot:
 		a.req = api.OperationRequest{Snapshot: b.snapshots(simlab.Recovery)[0].Name}
 	case verify:
@@ -121,6 +123,9 @@ func (b *bed) prepare(c cell) {
 			b.carryOut(b.asking(pathOf(recovery.ChangePoint)))
 			b.until("the snapshot shows", func() (bool, string) { return len(b.snapshots(simlab.Recovery)) > 0, "" })
 		}
+	}
+	if c.Kind == recovery.Resolve {
+		b.contest()
 	}
 	if c.Kind == recovery.DropSnapshot && len(b.snapshots(simlab.Recovery)) == 0 {
 		b.carryOut(b.asking(pathOf(recovery.Failover)))

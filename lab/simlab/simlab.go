@@ -347,10 +347,14 @@ func (l *Lab) Down(ctx context.Context) error {
 			}
 			d.Close()
 		}
-		errs = append(errs, l.Kill(hostOf(site), syscall.SIGKILL), l.endViews(site))
+		errs = append(errs, l.Kill(hostOf(site), syscall.SIGKILL), l.endViews(site), l.endLeaseGuard(site))
 	}
 	return errors.Join(append(errs, os.RemoveAll(l.cfg.Dir))...)
 }
+
+// endLeaseGuard ends the process that guards a site's leases, which outlives its
+// agent: it ends by itself when its run directory is gone.
+func (l *Lab) endLeaseGuard(site string) error { return os.RemoveAll(l.RunDir(site)) }
 
 // endViews ends the processes that serve views, which outlive their agents.
 func (l *Lab) endViews(site string) error {

@@ -1,0 +1,117 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/fencing"
+	"github.com/switchback-dr/switchback/hypervisor"
+)
+
+// power is a hypervisor with one domain that can be turned on and off.
+type power struct {
+	hypervisor.Hypervisor
+	dom  hypervisor.Domain
+	done []string
+}
+
+func (p *power) Domain(context.Context, switchback.VMUUID) (hypervisor.Domain, error) {
+	return p.dom, nil
+}
+func (p *power) to(s hypervisor.State, what string) error {
+	p.dom.State, p.done = s, append(p.done, what)
+	return nil
+}
+func (p *power) Start(context.Context, switchback.VMUUID, bool) error {
+	return p.to(hypervisor.StateRunning, "start")
+}
+func (p *power) Resume(context.Context, switchback.VMUUID) error {
+	return p.to(hypervisor.StateRunning, "resume")
+}
+func (p *power) Suspend(context.Context, switchback.VMUUID) error {
+	return p.to(hypervisor.StatePaused, "suspend")
+}
+func (p *power) Destroy(context.Context, switchback.VMUUID) error {
+	return p.to(hypervisor.StateOff, "destroy")
+}
+func (p *power) SetAutostart(_ context.Context, _ switchback.VMUUID, on bool) error {
+	p.dom.Autostart, p.done = on, append(p.done, fmt.Sprint("autostart ", on))
+	return nil
+}
+
+// TestLook boots an agent with one VM, lets it look, and lets it hear.
+func TestLook(t *testing.T) {
+	const lease = time.Minute
+	stop := func(a *Assignment) { a.Policy.Fencing.Lease = lease }
+	suspend := func(a *Assignment) {
+		a.Policy.Fencing = switchback.FencingPolicy{Lease: lease, OnLeaseEnd: switchback.LeaseEndSuspend}
+	}
+	own, other := fencing.Ruling{Epoch: 4, Site: "home"}, fencing.Ruling{Epoch: 5, Site: "riga"}
+	for _, c := range []struct {
+		name   string
+		change func(*Assignment)
+		dom    hypervisor.Domain
+		// grant that stands when it looks first; nil = none
+		until *time.Duration
+		hears fencing.Ruling
+		first string // what it does before it hears
+		then  string // and after
+		role  agentapi.Role
+	}{
+		{"held until confirmed, then started", func(a *Assignment) { a.Autostart = true }, hypervisor.Domain{State: hypervisor.StateOff}, nil, own, "[]", "[start]", agentapi.RoleSource},
+		{"libvirt's autostart is taken over", nil, hypervisor.Domain{State: hypervisor.StateOff, Autostart: true}, nil, own, "[]", "[autostart false start]", agentapi.RoleSource},
+		{"not to be started", nil, hypervisor.Domain{State: hypervisor.StateOff}, nil, own, "[]", "[]", agentapi.RoleSource},
+		{"started unconfirmed", func(a *Assignment) { a.Autostart, a.Policy.Fencing.StartUnconfirmedAfter = true, 1 }, hypervisor.Domain{State: hypervisor.StateOff}, nil, own, "[start]", "[]", agentapi.RoleSource},
+		{"an unconfirmed one that runs goes on", nil, hypervisor.Domain{State: hypervisor.StateRunning}, nil, own, "[]", "[]", agentapi.RoleSource},
+		{"active elsewhere", nil, hypervisor.Domain{State: hypervisor.StateRunning}, nil, other, "[]", "[destroy]", agentapi.RoleFenced},
+		{"active elsewhere, uncommitted", func(a *Assignment) { a.Role = agentapi.RoleActive }, hypervisor.Domain{State: hypervisor.StateRunning}, nil, other, "[]", "[destroy]", agentapi.RoleActive},
+		{"an older answer", nil, hypervisor.Domain{State: hypervisor.StateRunning}, nil, fencing.Ruling{Epoch: 3, Site: "riga"}, "[]", "[]", agentapi.RoleSource},
+		{"lease ended, renewed", stop, hypervisor.Domain{State: hypervisor.StateRunning}, new(time.Duration), own, "[suspend destroy]", "[start]", agentapi.RoleSource},
+		{"the same, paused", suspend, hypervisor.Domain{State: hypervisor.StateRunning}, new(time.Duration), own, "[suspend]", "[resume]", agentapi.RoleSource},
+		{"lease ended, active elsewhere", suspend, hypervisor.Domain{State: hypervisor.StateRunning}, new(time.Duration), other, "[suspend]", "[destroy]", agentapi.RoleFenced},
+		{"contested", func(a *Assignment) { a.Override = &Override{Reason: "fire"} }, hypervisor.Domain{State: hypervisor.StateRunning}, nil, other, "[]", "[]", agentapi.RoleSource},
+	} {
+		hv := &power{dom: c.dom}
+		a := &Agent{log: slog.New(slog.DiscardHandler), hv: hv, vms: map[switchback.ProtectionID]*vm{}, cfg: Config{StateDir: t.TempDir(), RunDir: t.TempDir()}, own: "home"}
+		var err error
+		if a.boot, err = loadBoot(a.cfg.RunDir); err != nil {
+			t.Fatal(err)
+		}
+		v := &vm{agent: a, a: Assignment{Protection: "p-1", VM: "u-1", Name: "web", Epoch: 4, Role: agentapi.RoleSource, Peer: agentapi.Peer{Agent: "a-2", Site: "riga"}}}
+		a.vms["p-1"] = v
+		if c.change != nil {
+			c.change(&v.a)
+		}
+		if c.until != nil {
+			v.grant = fencing.Grant{Epoch: 4, Boot: a.boot.name, Until: hostClock().Add(*c.until), By: "server"}
+			if err := a.markRun("begun", "u-1"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		looks := func(want, when string) {
+			t.Helper()
+			hv.done = nil
+			for range 3 { // what was done once is not done again
+				if err := v.look(t.Context()); err != nil {
+					t.Errorf("%s, %s: %v", c.name, when, err)
+				}
+			}
+			if got := fmt.Sprint(hv.done); got != want {
+				t.Errorf("%s, %s: %s, want %s", c.name, when, got, want)
+			}
+		}
+		looks(c.first, "before it hears")
+		if err := v.hear(t.Context(), c.hears, hostClock(), "server"); err != nil {
+			t.Fatal(err)
+		}
+		looks(c.then, "after it has heard")
+		if r := v.assignment().Role; r != c.role {
+			t.Errorf("%s: its role is %s, want %s", c.name, r, c.role)
+		}
+	}
+}
