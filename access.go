@@ -1,6 +1,9 @@
 package switchback
 
-import "slices"
+import (
+	"slices"
+	"strings"
+)
 
 // AccessRole says what a person, or a program on their behalf, may ask of the server.
 type AccessRole string
@@ -40,6 +43,21 @@ type Scope struct {
 
 // All reports whether the scope limits nothing.
 func (s Scope) All() bool { return len(s.Sites) == 0 && len(s.Tags) == 0 }
+
+// String says what the scope covers, for people.
+func (s Scope) String() string {
+	var parts []string
+	for _, site := range s.Sites {
+		parts = append(parts, "site "+string(site))
+	}
+	for _, t := range s.Tags {
+		parts = append(parts, "tag "+t)
+	}
+	if len(parts) == 0 {
+		return "everything"
+	}
+	return strings.Join(parts, ", ")
+}
 
 // HasSite reports whether a site as such is in scope.
 func (s Scope) HasSite(id SiteID) bool {

@@ -133,7 +133,7 @@ type ReplicaStatus struct {
 
 // KeptPoints are the points that a commit has kept until the new direction has its own.
 type KeptPoints struct {
-	// Dir is their journal; 'switchback export' serves them from there.
+	// Dir is their journal; 'switchback replica export' reads them there.
 	Dir       string `json:"dir"`
 	Points    int    `json:"points"`
 	SizeBytes int64  `json:"size_bytes"`

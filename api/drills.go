@@ -24,7 +24,7 @@ type DrillsRequest struct {
 
 // DrillSeveral begins drills of several VMs, or says what they would do.
 func (c *Client) DrillSeveral(ctx context.Context, req DrillsRequest) (OperationAnswer, error) {
-	return call[OperationAnswer](ctx, c, http.MethodPost, "/v1/drills", req)
+	return begin(ctx, c, "/v1/drills", req)
 }
 
 // CleanDrills ends all drills that the operation id has begun: those that are only

@@ -181,7 +181,7 @@ func Check(p switchback.Protection, f Facts, k Kind) Allowed {
 			return no("the switch is being committed: its points are going", "let the commit end; a new failover has new points")
 		case switchback.PhaseCommitted:
 			if p.KeptPoints {
-				return no("the switch is committed: the points that it has kept are only to be read", "'switchback export' serves them; a new failover has new points")
+				return no("the switch is committed: the points that it has kept are only to be read", "'switchback replica export' reads them; a new failover has new points")
 			}
 			return no("the switch is committed: the points are gone", "reprotect it; a new failover has new points")
 		}

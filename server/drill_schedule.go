@@ -97,10 +97,8 @@ func (s *Server) beginDueDrill(ctx context.Context, p switchback.Protection, roo
 	if err != nil {
 		return false, err
 	}
-	for _, a := range v.Allowed {
-		if a.Kind == recovery.TestFailover && !a.Allowed {
-			return false, switchback.Errorf(switchback.CodeRefused, "%s", a.Reason).WithHint("%s", a.Remedy)
-		}
+	if a := recovery.Find(v.Allowed, recovery.TestFailover); !a.Allowed {
+		return false, switchback.Errorf(switchback.CodeRefused, "%s", a.Reason).WithHint("%s", a.Remedy)
 	}
 	params.DrillRequest = api.DrillRequest{Network: p.Policy.Drill.Network, NoNetwork: p.Policy.Drill.Network == ""}
 	rec, err := s.submitDrill(ctx, "policy", p, string(recovery.TestFailover), params)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"io"
 	"net/http"
 	"regexp"
@@ -136,7 +135,7 @@ func (s *Server) authorise(r *http.Request, who caller, need switchback.AccessRo
 		return nil
 	}
 	outside := func(what string) error {
-		return switchback.Errorf(switchback.CodeUnauthorized, "%s is outside of what %s may act on: %s", what, who.Name, scopeText(who.Scope)).
+		return switchback.Errorf(switchback.CodeUnauthorized, "%s is outside of what %s may act on: %s", what, who.Name, who.Scope).
 			WithHint("ask an administrator for a token with the role %s there", need)
 	}
 	vm, site, op := r.PathValue("vm"), r.PathValue("site"), ""
@@ -173,23 +172,12 @@ func (s *Server) authorise(r *http.Request, who caller, need switchback.AccessRo
 	return nil
 }
 
-func scopeText(s switchback.Scope) string {
-	text := ""
-	if len(s.Sites) > 0 {
-		text = fmt.Sprintf("sites %v", s.Sites)
-	}
-	if len(s.Tags) > 0 {
-		text = strings.TrimSpace(fmt.Sprintf("%s tags %v", text, s.Tags))
-	}
-	return text
-}
-
 func sees(scope switchback.Scope, p switchback.Protection) bool { return scope.HasVM(p.Home, p.Tags) }
 
 // mayProtect judges a VM that is to be protected: it has no tags yet.
 func mayProtect(ctx context.Context, home switchback.SiteID) error {
 	if who := callOf(ctx).who; !who.Scope.HasVM(home, nil) {
-		return switchback.Errorf(switchback.CodeUnauthorized, "a VM of site %s is outside of what %s may act on: %s", home, who.Name, scopeText(who.Scope)).
+		return switchback.Errorf(switchback.CodeUnauthorized, "a VM of site %s is outside of what %s may act on: %s", home, who.Name, who.Scope).
 			WithHint("ask somebody with the role %s there", switchback.Operator)
 	}
 	return nil

@@ -33,7 +33,7 @@ func (s *Server) routes() *routes {
 	s.routeApprovals(rt)
 	s.routeLogin(rt)
 	s.routeAudit(rt)
-	s.routeDrills(rt.admin)
+	s.routeDrills(rt)
 	s.routeTrust(rt.mux, rt.admin)
 	s.routeAdoption(rt.admin)
 	s.routeConnectivity(rt.mux, rt.admin)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -16,7 +15,6 @@ import (
 	"github.com/switchback-dr/switchback/check"
 	"github.com/switchback-dr/switchback/operation"
 	"github.com/switchback-dr/switchback/recovery"
-	"github.com/switchback-dr/switchback/transport"
 )
 
 const (
@@ -362,21 +360,15 @@ func (s *Server) lastChecked(ctx context.Context, params drillParams, own time.T
 }
 
 // routeDrills are the requests about drills of several VMs.
-func (s *Server) routeDrills(admin func(pattern string, f func(r *http.Request) (any, error))) {
-	admin("POST /v1/drills", func(r *http.Request) (any, error) {
-		var req api.DrillsRequest
-		if err := transport.ReadJSON(r, &req); err != nil {
-			return nil, err
-		}
-		id, err := transport.PeerIdentity(r)
-		if err != nil {
-			return nil, err
-		}
-		return s.requestDrills(r.Context(), id.ID, req)
-	})
-	admin("POST /v1/drills/{id}/clean", func(r *http.Request) (any, error) {
-		return struct{}{}, s.cleanDrills(r.Context(), switchback.OperationID(r.PathValue("id")))
-	})
+func (s *Server) routeDrills(rt *routes) {
+	handle(rt, route{ID: "begin-drills", Tag: "Operations", Pattern: "POST /v1/drills", Summary: "Drill several VMs together, on one isolated network", Need: switchback.Operator, Begins: true},
+		func(ctx context.Context, in *struct{ Body api.DrillsRequest }) (api.OperationAnswer, error) {
+			return s.requestDrills(ctx, callOf(ctx).who.Name, in.Body)
+		})
+	handle(rt, route{ID: "clean-drills", Tag: "Operations", Pattern: "POST /v1/drills/{id}/clean", Summary: "End all drills that an operation has begun", Need: switchback.Operator},
+		func(ctx context.Context, in *OperationIn) (struct{}, error) {
+			return struct{}{}, s.cleanDrills(ctx, in.ID)
+		})
 }
 
 // cleanDrills ends all drills of one operation. Those that wait for each other no

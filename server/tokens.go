@@ -67,7 +67,7 @@ func (s *Server) createAPIToken(ctx context.Context, by string, req api.APIToken
 	if len(servers) == 0 {
 		servers = s.cfg.Addresses[:1]
 	}
-	return api.NewAPIToken{APIToken: tokenView(t, now), Token: apiTokenPrefix + t.ID + "_" + text, Servers: servers, CA: string(s.ca.CertificatePEM())}, nil
+	return api.NewAPIToken{APIToken: tokenView(t, now), Token: apiTokenPrefix + t.ID + "_" + text, Servers: servers, CA: string(s.ca.BundlePEM())}, nil
 }
 
 // tokenCaller is whom an API token speaks for. What is wrong with a token is

@@ -176,13 +176,7 @@ func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (a
 	}
 	countdown(&v, time.Now())
 	v.Conditions = append(v.Conditions, proofConditions(p)...)
-	for _, c := range v.Conditions {
-		if c.Severity == switchback.SeverityCritical {
-			v.Health = "critical"
-		} else if v.Health == "normal" && c.Severity == switchback.SeverityWarning {
-			v.Health = "warning"
-		}
-	}
+	v.Health = healthOf(v.Conditions)
 	v.Allowed = recovery.AllowedOperations(p, facts)
 	return v, nil
 }

@@ -54,7 +54,7 @@ func (s *Store) RedeemJoinToken(ctx context.Context, hash string, agent switchba
 	if err != nil {
 		return JoinToken{}, failure("redeem join token", err)
 	}
-	const hint = "make a new one with `switchback site token`"
+	const hint = "make a new one: switchback site add SITE"
 	row := tokenRow{Hash: hash}
 	err = s.write.NewSelect().Model(&row).WherePK().Scan(ctx)
 	switch {

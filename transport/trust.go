@@ -130,5 +130,5 @@ func (rs *requests) judge(revoked map[string]bool) {
 
 func revokedError(id Identity) error {
 	return switchback.Errorf(switchback.CodeUnauthorized, "agent %s of site %s was revoked", id.ID, id.Site).
-		WithHint("if that was a mistake, join it again with a new token: switchback site add %s", id.Site)
+		WithHint("if that was a mistake, join it again, with an empty state directory, which makes a new key, and a new token: switchback site add %s", id.Site)
 }

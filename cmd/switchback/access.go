@@ -29,22 +29,8 @@ func (c *cli) whoamiCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return c.show(p, func(w io.Writer) { fmt.Fprintf(w, "%s, %s of %s, by %s\n", p.Name, p.Role, scopeText(p.Scope), p.Via) })
+		return c.show(p, func(w io.Writer) { fmt.Fprintf(w, "%s, %s of %s, by %s\n", p.Name, p.Role, p.Scope, p.Via) })
 	}}
-}
-
-func scopeText(s switchback.Scope) string {
-	var parts []string
-	for _, site := range s.Sites {
-		parts = append(parts, "site "+string(site))
-	}
-	for _, t := range s.Tags {
-		parts = append(parts, "tag "+t)
-	}
-	if len(parts) == 0 {
-		return "everything"
-	}
-	return strings.Join(parts, ", ")
 }
 
 func (c *cli) tokenCommand() *cobra.Command {
@@ -62,7 +48,7 @@ func (c *cli) tokenCommand() *cobra.Command {
 		return c.show(tokens, func(w io.Writer) {
 			table(w, "ID\tPERSON\tROLE\tSCOPE\tSTATE\tEXPIRES\tLAST USED\tNOTE", func(row func(string, ...any)) {
 				for _, t := range tokens {
-					row("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", t.ID, t.Person, t.Role, scopeText(t.Scope), t.State, t.ExpiresAt.Local().Format("2006-01-02 15:04"), ago(t.UsedAt), t.Note)
+					row("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s", t.ID, t.Person, t.Role, t.Scope, t.State, t.ExpiresAt.Local().Format("2006-01-02 15:04"), ago(t.UsedAt), t.Note)
 				}
 			})
 		})
@@ -101,7 +87,7 @@ who names it with --config. Two tokens for the same name are the same person, al
 				t.Token, where = "", "written for: switchback --config "+out+" …"
 			}
 			return c.show(t, func(w io.Writer) {
-				fmt.Fprintf(w, "token %s for %s, %s of %s, until %s:\n\n  %s\n", t.ID, t.Person, t.Role, scopeText(t.Scope), t.ExpiresAt.Local().Format("2006-01-02 15:04"), where)
+				fmt.Fprintf(w, "token %s for %s, %s of %s, until %s:\n\n  %s\n", t.ID, t.Person, t.Role, t.Scope, t.ExpiresAt.Local().Format("2006-01-02 15:04"), where)
 			})
 		}}
 	f := create.Flags()
@@ -243,7 +229,7 @@ func (c *cli) loginCommand() *cobra.Command {
 			}
 			t.Token = ""
 			return c.show(t, func(w io.Writer) {
-				fmt.Fprintf(w, "logged in as %s, %s of %s, until %s\n", t.Person, t.Role, scopeText(t.Scope), t.ExpiresAt.Local().Format("2006-01-02 15:04"))
+				fmt.Fprintf(w, "logged in as %s, %s of %s, until %s\n", t.Person, t.Role, t.Scope, t.ExpiresAt.Local().Format("2006-01-02 15:04"))
 			})
 		}}
 	cmd.Flags().StringSliceVar(&servers, "server", nil, "the servers' addresses, needed once")
