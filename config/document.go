@@ -34,8 +34,10 @@ type VM struct {
 	To   switchback.SiteID `json:"to"`
 	// Networks maps networks at home to networks at the other site.
 	Networks map[string]string `json:"networks"`
-	Paused   bool              `json:"paused"`
-	Policy   switchback.Policy `json:"policy"`
+	// Tags are words by which VMs are found and roles are limited.
+	Tags   []string          `json:"tags"`
+	Paused bool              `json:"paused"`
+	Policy switchback.Policy `json:"policy"`
 }
 
 // Document is one of these; Line is where it begins in its file, 0 = it is of none.
@@ -70,7 +72,7 @@ func OfVM(p switchback.Protection) Document {
 	if other == p.Home {
 		other = p.Source
 	}
-	return Document{VM: &VM{Kind: KindVM, Name: p.Name, Home: p.Home, To: other, Networks: p.Networks, Paused: p.Paused, Policy: p.Policy}}
+	return Document{VM: &VM{Kind: KindVM, Name: p.Name, Home: p.Home, To: other, Networks: p.Networks, Tags: p.Tags, Paused: p.Paused, Policy: p.Policy}}
 }
 
 // node is the document as YAML.
@@ -120,6 +122,9 @@ func Parse(data []byte) ([]Document, error) {
 		d, err := parseOne(file.Content[0])
 		if err != nil {
 			return nil, err
+		}
+		if d.VM != nil {
+			slices.Sort(d.VM.Tags) // as the server keeps them
 		}
 		key := d.Kind() + " " + d.Name()
 		if line, twice := seen[key]; twice {

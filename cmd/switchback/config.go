@@ -271,7 +271,7 @@ func (c *cli) applyVM(ctx context.Context, cl *api.Client, x config.Change, r *a
 	if networks == nil {
 		networks = map[string]string{}
 	}
-	pause, edit := x.Action == config.Create && vm.Paused, false
+	pause, edit, tag := x.Action == config.Create && vm.Paused, false, x.Action == config.Create && len(vm.Tags) > 0
 	if x.Action == config.Create {
 		if err := ask(recovery.Protect, api.OperationRequest{From: vm.Home, To: vm.To, Policy: &vm.Policy, Networks: networks}); err != nil || dry {
 			return err
@@ -279,11 +279,19 @@ func (c *cli) applyVM(ctx context.Context, cl *api.Client, x config.Change, r *a
 	}
 	if x.Action == config.Modify {
 		for _, f := range x.Fields {
-			if f.Path == "paused" {
+			switch f.Path {
+			case "paused":
 				pause = true
-			} else {
+			case "tags":
+				tag = true
+			default:
 				edit = true
 			}
+		}
+	}
+	if tag && !dry {
+		if _, err := cl.SetTags(ctx, vm.Name, vm.Tags); err != nil {
+			return err
 		}
 	}
 	if edit {

@@ -68,15 +68,15 @@ func TestSites(t *testing.T) {
 	written := want([]string{"get", "all", "-o", "yaml"}, "kind: Site", "name: third", "min_points: 3", "tiers:")
 	write(written)
 	want([]string{"diff", "-f", file}, "everything is as the file says")
-	write(strings.Replace(vm, "1s", "2s", 1) + "  drill: {schedule: \"@weekly\", network: isolated}\n  checks: [agent]\nnetworks: {lan: lan-b}\npaused: true\n")
-	refused([]string{"diff", "-f", file, "--exit-code"}, "4", "policy.interval: 1s -> 2s", "policy.drill.schedule: (unset) -> @weekly", "paused: false -> true", "networks.lan: (unset) -> lan-b")
+	write(strings.Replace(vm, "1s", "2s", 1) + "  drill: {schedule: \"@weekly\", network: isolated}\n  checks: [agent]\nnetworks: {lan: lan-b}\ntags: [gold]\npaused: true\n")
+	refused([]string{"diff", "-f", file, "--exit-code"}, "4", "policy.interval: 1s -> 2s", "policy.drill.schedule: (unset) -> @weekly", "paused: false -> true", "tags: (unset) -> gold", "networks.lan: (unset) -> lan-b")
 	want([]string{"apply", "-f", file}, "VM vm: done")
-	if v := b.vm(); !v.Paused || v.Policy.Drill == nil || v.Policy.Drill.Network != "isolated" || len(v.Policy.Checks) != 1 || v.Networks["lan"] != "lan-b" {
+	if v := b.vm(); !v.Paused || len(v.Tags) != 1 || v.Policy.Drill == nil || v.Policy.Drill.Network != "isolated" || len(v.Policy.Checks) != 1 || v.Networks["lan"] != "lan-b" {
 		t.Errorf("%+v", v.Protection)
 	}
 	write(vm)
 	want([]string{"apply", "-f", file}, "VM vm: done")
-	if v := b.vm(); v.Paused || v.Policy.Drill != nil || len(v.Networks) != 0 {
+	if v := b.vm(); v.Paused || len(v.Tags) != 0 || v.Policy.Drill != nil || len(v.Networks) != 0 {
 		t.Errorf("%+v", v.Protection)
 	}
 	write(vm + "  intervall: 3s\n")
