@@ -1,0 +1,60 @@
+package server
+
+import (
+	"context"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/operation"
+)
+
+// An operation that has failed stays the VM's until it is retried, cancelled or
+// followed by another one. What the agents know may overtake it as well: after a
+// restore it may long have ended, and going on with it would undo that.
+
+// cancelOperation cancels an operation, unless it is superseded.
+func (s *Server) cancelOperation(ctx context.Context, id switchback.OperationID) error {
+	if _, err := s.notSuperseded(ctx, id); err != nil {
+		return err
+	}
+	return s.runner.Cancel(ctx, id)
+}
+
+// retryOperation lets a failed operation go on, unless it is superseded.
+func (s *Server) retryOperation(ctx context.Context, id switchback.OperationID) error {
+	if _, err := s.notSuperseded(ctx, id); err != nil {
+		return err
+	}
+	return s.runner.Retry(ctx, id)
+}
+
+// notSuperseded returns an operation. CodeConflict: it has failed, and is not its
+// VM's any more.
+func (s *Server) notSuperseded(ctx context.Context, id switchback.OperationID) (operation.Record, error) {
+	rec, err := s.store.Operation(ctx, id)
+	if err == nil && rec.State == operation.StateCancelled && rec.Error != nil && rec.Error.Code == switchback.CodeConflict {
+		return rec, rec.Error // ended by supersede
+	}
+	if err != nil || rec.State != operation.StateFailed || rec.Protection == "" || rec.Lane != "" {
+		return rec, err
+	}
+	p, err := s.store.Protection(ctx, rec.Protection)
+	if switchback.CodeOf(err) == switchback.CodeNotFound {
+		return rec, nil
+	}
+	if err == nil && p.Operation != id {
+		err = superseded(id).WithHint("see how the VM stands, then start a new operation")
+	}
+	return rec, err
+}
+
+func superseded(id switchback.OperationID) *switchback.Error {
+	return switchback.Errorf(switchback.CodeConflict, "operation %s is superseded: the VM has gone on without it", id)
+}
+
+// supersede ends a failed operation in whose place comes what the agents know.
+// CodeConflict: it has been retried or cancelled meanwhile.
+func (s *Server) supersede(ctx context.Context, rec operation.Record) error {
+	rec = operation.End(rec, operation.StateCancelled, s.store.Now().UTC())
+	rec.Error = superseded(rec.ID)
+	return s.store.EndFailed(ctx, rec)
+}
