@@ -130,6 +130,9 @@ func (s *Server) end(ctx context.Context, r *operation.Run, final operation.Stat
 		} else {
 			p.Operation = ""
 		}
+		if rec.Expired() {
+			notApproved(p, rec, s.store.Now())
+		}
 		return nil
 	})
 	if switchback.CodeOf(err) == switchback.CodeNotFound {
