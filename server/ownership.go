@@ -167,6 +167,16 @@ func (s *Server) resolveSteps() []operation.Step {
 	}}}
 }
 
+// endResolve has what the contest had interrupted led on, by what the agents know:
+// the operation that had failed before cannot be retried after another one.
+func (s *Server) endResolve(ctx context.Context, r *operation.Run, final operation.State) error {
+	err := s.end(ctx, r, final)
+	if err == nil && final == operation.StateSucceeded {
+		s.learning.wanted.Store(true)
+	}
+	return err
+}
+
 // planResolve says what an end of the contest does.
 func planResolve(p switchback.Protection, params resolveParams, plan *api.Plan) {
 	loser := p.Target

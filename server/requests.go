@@ -35,7 +35,7 @@ func (s *Server) request(ctx context.Context, who, name string, kind recovery.Ki
 			continue
 		}
 		if !a.Allowed {
-			return api.OperationAnswer{}, switchback.Errorf(switchback.CodeRefused, "%s is not possible: %s", kind, a.Reason).WithHint("%s", a.Remedy)
+			return api.OperationAnswer{}, refusal(a)
 		}
 		if kind == recovery.TestFailover || kind == recovery.CleanDrill {
 			return s.requestDrill(ctx, who, v, kind, req)

@@ -2,9 +2,11 @@ package server
 
 import (
 	"context"
+	"slices"
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/operation"
+	"github.com/switchback-dr/switchback/recovery"
 )
 
 // An operation that has failed stays the VM's until it is retried, cancelled or
@@ -19,12 +21,61 @@ func (s *Server) cancelOperation(ctx context.Context, id switchback.OperationID)
 	return s.runner.Cancel(ctx, id)
 }
 
-// retryOperation lets a failed operation go on, unless it is superseded.
+// retryOperation lets a failed operation go on, unless it is superseded, or the VM
+// has become contested: then only what ends the contest may go on.
 func (s *Server) retryOperation(ctx context.Context, id switchback.OperationID) error {
-	if _, err := s.notSuperseded(ctx, id); err != nil {
+	rec, err := s.notSuperseded(ctx, id)
+	if err != nil {
 		return err
 	}
+	if rec.State == operation.StateFailed && rec.Protection != "" && rec.Lane == "" {
+		_, facts, err := s.factsOf(ctx, rec)
+		if err != nil {
+			return err
+		}
+		if a, decided := recovery.CheckRetry(facts); decided && !a.Allowed {
+			return refusal(a)
+		}
+	}
 	return s.runner.Retry(ctx, id)
+}
+
+// factsOf gathers how an operation's VM stands now, at its agents.
+func (s *Server) factsOf(ctx context.Context, rec operation.Record) (p switchback.Protection, f recovery.Facts, err error) {
+	if p, err = s.store.Protection(ctx, rec.Protection); err == nil {
+		_, f, err = s.viewFacts(ctx, p, true)
+	}
+	return p, f, err
+}
+
+// stillAllowed judges an operation that awaits approval once more, as if it were
+// asked for now: the VM may have changed since.
+func (s *Server) stillAllowed(ctx context.Context, rec operation.Record) error {
+	kind := recovery.Kind(rec.Kind)
+	if rec.State != operation.StateAwaiting || rec.Protection == "" || rec.Lane != "" || !slices.Contains(recovery.Kinds, kind) {
+		return nil
+	}
+	p, facts, err := s.factsOf(ctx, rec)
+	if err != nil {
+		return err
+	}
+	facts.Running, facts.RunningID = "", "" // that is rec itself
+	if p.Ended != "" {
+		// It may have been asked for because the one before it had failed.
+		before, err := s.store.Operation(ctx, p.Ended)
+		if err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
+			return err
+		}
+		facts.Failed, facts.FailedKind = before.State == operation.StateFailed, before.Kind
+	}
+	if a := recovery.Check(p, facts, kind); !a.Allowed {
+		return refusal(a)
+	}
+	return nil
+}
+
+func refusal(a recovery.Allowed) error {
+	return switchback.Errorf(switchback.CodeRefused, "%s is not possible: %s", a.Kind, a.Reason).WithHint("%s", a.Remedy)
 }
 
 // notSuperseded returns an operation. CodeConflict: it has failed, and is not its
