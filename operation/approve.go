@@ -40,8 +40,7 @@ func (r *Runner) Expire(ctx context.Context) (expired []Record, err error) {
 			continue
 		}
 		rec = cancelled(rec)
-		rec.Error = &switchback.Error{Code: switchback.CodeCancelled, Message: "nobody approved it until " + rec.Approval.Until.UTC().Format("2006-01-02 15:04:05 UTC"),
-			Hint: "ask for it again"}
+		rec.Error = rec.Approval.expired()
 		switch err := r.release(ctx, rec); switchback.CodeOf(err) {
 		case "":
 			expired = append(expired, rec)
@@ -51,6 +50,17 @@ func (r *Runner) Expire(ctx context.Context) (expired []Record, err error) {
 		}
 	}
 	return expired, nil
+}
+
+// expired is why an operation ends that nobody has approved in time.
+func (a *Approval) expired() *switchback.Error {
+	return &switchback.Error{Code: switchback.CodeCancelled, Message: "nobody approved it until " + a.Until.UTC().Format("2006-01-02 15:04:05 UTC"), Hint: "ask for it again"}
+}
+
+// Expired reports whether the operation ends, or has ended, since nobody has
+// approved it in time.
+func (r Record) Expired() bool {
+	return r.CancelRequested && !r.Approval.Given() && r.Error != nil && *r.Error == *r.Approval.expired()
 }
 
 // cancelled is an operation that awaits approval as a cancel leaves it: a Runner

@@ -85,3 +85,24 @@ func errorOf(rec operation.Record) error {
 	}
 	return rec.Error
 }
+
+// TestNeverApproved: failed before anybody approved it, an operation cannot go on by a retry.
+func TestNeverApproved(t *testing.T) {
+	for name, x := range map[string]struct {
+		approval *operation.Approval
+		want     operation.State
+		code     switchback.Code
+	}{
+		"takes none": {nil, operation.StateRunning, ""},
+		"given":      {&operation.Approval{At: time.Now()}, operation.StateRunning, ""},
+		"not given":  {&operation.Approval{Until: time.Now()}, operation.StateAwaiting, switchback.CodeRefused},
+	} {
+		rec := operation.Record{State: operation.StateFailed, Approval: x.approval}
+		if err := rec.CanRetry(); switchback.CodeOf(err) != x.code {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := operation.Reopen(rec).State; got != x.want {
+			t.Errorf("%s: reopened it is %s", name, got)
+		}
+	}
+}

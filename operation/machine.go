@@ -244,13 +244,17 @@ func End(rec Record, s State, now time.Time) Record {
 }
 
 // Reopen returns a failed record as Retry leaves it: running again from the
-// step that failed, or undoing again from the Undo that failed.
+// step that failed, or undoing again from the Undo that failed; one that was
+// never approved awaits that again.
 func Reopen(rec Record) Record {
 	rec = rec.Clone()
 	undoing := rec.undoBegan()
 	rec.State, rec.Error, rec.EndedAt = StateRunning, nil, time.Time{}
-	if undoing {
+	switch {
+	case undoing:
 		rec.State = StateUndoing
+	case !rec.Approval.Given():
+		rec.State = StateAwaiting
 	}
 	for i := range rec.Steps {
 		s := &rec.Steps[i]

@@ -229,6 +229,9 @@ func (r Record) CanCancel() error {
 
 // CanRetry returns nil where Retry has an effect, else the reason why not.
 func (r Record) CanRetry() error {
+	if r.State == StateFailed && !r.Approval.Given() {
+		return switchback.Errorf(switchback.CodeRefused, "operation %s was never approved", r.ID).WithHint("ask for it again")
+	}
 	if r.State == StateFailed {
 		return nil
 	}

@@ -150,7 +150,8 @@ type builder struct {
 	p                  *switchback.Protection
 }
 
-// sort finds who does what; of two with the same role the newer epoch counts.
+// sort finds who does what; of two with the same role the newer epoch counts, and
+// of two that would both own the VM.
 func (b *builder) sort(list []Holding) error {
 	for i := range list {
 		h := &list[i]
@@ -164,6 +165,18 @@ func (b *builder) sort(list []Holding) error {
 		if h.Record != nil && (b.rec == nil || h.Record.Newer(*b.rec)) {
 			b.rec = h.Record
 		}
+	}
+	if b.src != nil && b.act != nil && b.src.Epoch != b.act.Epoch {
+		// The older one has not heard yet that it is fenced.
+		old, which := b.src, &b.src
+		if b.act.Epoch < b.src.Epoch {
+			old, which = b.act, &b.act
+		}
+		b.note("site %s (epoch %d) counts as fenced: the VM is active elsewhere under a newer epoch", old.Keeper.Site, old.Epoch)
+		if b.fen == nil || old.Epoch > b.fen.Epoch {
+			b.fen = old
+		}
+		*which = nil
 	}
 	if b.src != nil && b.act != nil {
 		return switchback.Errorf(switchback.CodeConflict, "VM %s is active at %s (epoch %d) and at %s (epoch %d)",

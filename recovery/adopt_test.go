@@ -113,7 +113,13 @@ func TestRebuild(t *testing.T) {
 		"seeding, source alone":   {held: []Holding{heldAt("a", "source", 1).record(switchback.PhaseSeeding, nil)}, phase: switchback.PhaseSeeding, source: "a", epoch: 1, check: missing("a-b")},
 		"epoch of record": {held: []Holding{heldAt("a", "source", 2).record(switchback.PhaseProtected, func(r *Record) { r.Protection.Epoch = 7 }), heldAt("b", "target", 2).points(3)},
 			phase: switchback.PhaseProtected, source: "a", epoch: 7},
-		"contested":    {held: []Holding{heldAt("a", "source", 2), heldAt("b", "active", 3)}, err: switchback.CodeConflict},
+		"contested": {held: []Holding{heldAt("a", "source", 2), heldAt("b", "active", 2)}, err: switchback.CodeConflict},
+		"not fenced": {held: []Holding{heldAt("a", "source", 1).record(switchback.PhaseSwitching, sw), heldAt("b", "active", 2).points(3).with(run(nil))}, phase: switchback.PhaseSwitched, source: "b", epoch: 2, check: func(a Adopted) string {
+			return wrong(a.Protection.Target != "a" || !strings.Contains(strings.Join(a.Notes, ""), "counts as fenced"), "target or note")
+		}},
+		"not fenced, replicated": {held: []Holding{heldAt("a", "source", 3).with(func(h *Holding) { h.Newest = &switchback.Point{Sequence: 1} }), heldAt("b", "active", 2)}, phase: switchback.PhaseProtected, source: "a", epoch: 3, check: func(a Adopted) string {
+			return wrong(a.Protection.Target != "b", "target")
+		}},
 		"orphan":       {held: []Holding{heldAt("b", "target", 1).points(3), {}}[:1], err: switchback.CodeNotFound},
 		"only a fence": {held: []Holding{heldAt("a", "fenced", 1)}, err: switchback.CodeNotFound},
 		"unheard role": {held: []Holding{heldAt("a", "", 1)}, err: switchback.CodeConflict},

@@ -114,7 +114,11 @@ func Check(p switchback.Protection, f Facts, k Kind) Allowed {
 		}
 		return no(fmt.Sprintf("operation %s (%s) is under way", f.RunningID, f.Running), "wait for it: switchback operation watch "+string(f.RunningID))
 	}
-	if a, decided := checkContest(f, k); decided && (k != Retry || !f.Failed) {
+	if k == Retry && f.Failed {
+		if a, decided := CheckRetry(f); decided {
+			return a
+		}
+	} else if a, decided := checkContest(f, k); decided {
 		return a
 	}
 	if k == Retry {

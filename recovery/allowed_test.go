@@ -169,3 +169,17 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("resuming: %+v", a)
 	}
 }
+
+// TestRetryWhileContested: only what ends the contest goes on.
+func TestRetryWhileContested(t *testing.T) {
+	for kind, want := range map[Kind]bool{Failover: false, Commit: false, Resolve: true} {
+		f := up()
+		f.Failed, f.FailedKind, f.Contested = true, string(kind), []switchback.SiteID{"riga"}
+		if a := Check(home(switchback.PhaseSwitched), f, Retry); a.Allowed != want {
+			t.Errorf("%s: %+v", kind, a)
+		}
+		if a := Check(home(switchback.PhaseSwitched), f, Resolve); !a.Allowed {
+			t.Errorf("%s: %+v", kind, a)
+		}
+	}
+}

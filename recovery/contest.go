@@ -23,3 +23,12 @@ func checkContest(f Facts, k Kind) (Allowed, bool) {
 	return Allowed{Kind: k, Reason: fmt.Sprintf("the VM is contested: it was started at %v by an override", f.Contested),
 		Remedy: "name the winner first: switchback vm resolve VM --winner SITE"}, true
 }
+
+// CheckRetry decides on a retry of the operation that has failed while the VM is
+// contested: only what ends the contest goes on.
+func CheckRetry(f Facts) (a Allowed, decided bool) {
+	if len(f.Contested) == 0 || f.FailedKind == string(Resolve) {
+		return Allowed{}, false
+	}
+	return checkContest(f, Retry)
+}

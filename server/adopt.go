@@ -11,6 +11,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/operation"
 	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/store"
 	"github.com/switchback-dr/switchback/transport"
@@ -358,9 +359,16 @@ func (s *Server) take(ctx context.Context, who string, vm *api.AdoptedVM) error 
 			return err
 		}
 		if known.Operation != "" {
-			if rec, err := s.runner.Get(ctx, known.Operation); err == nil && !rec.State.Finished() {
+			rec, err := s.runner.Get(ctx, known.Operation)
+			if err == nil && rec.State == operation.StateFailed {
+				err = s.supersede(ctx, rec)
+			}
+			switch code := switchback.CodeOf(err); {
+			case code == switchback.CodeConflict, err == nil && !rec.State.Finished():
 				vm.Outcome = api.VMKnown // somebody has begun something since: it finds out itself
 				return nil
+			case err != nil && code != switchback.CodeNotFound:
+				return err
 			}
 		}
 		was = known.Version

@@ -125,6 +125,9 @@ func (s *Server) approve(ctx context.Context, who caller, id switchback.Operatio
 				WithHint("ask somebody with the role %s", rec.Approval.Role)
 		}
 	}
+	if err := s.stillAllowed(ctx, rec); err != nil {
+		return rec, err
+	}
 	return s.runner.Approve(ctx, id, who.Name, note)
 }
 

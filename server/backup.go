@@ -18,6 +18,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/operation"
 	"github.com/switchback-dr/switchback/store"
 	"github.com/switchback-dr/switchback/transport"
 )
@@ -162,7 +163,8 @@ func writeArchive(path string, b Backup, paths map[string]string) (err error) {
 // Restore makes an embedded installation in stateDir, which must be missing or
 // empty, from a backup. All of it is checked before stateDir appears. The restored
 // server knows nothing of what happened after the backup; what was under way then
-// is suspended (failed, to be retried or cancelled), since it may have ended since.
+// is suspended (failed, to be retried or cancelled), since it may have ended since;
+// what nobody had approved is cancelled.
 // Agents refuse commands of an epoch that they know to be over.
 func Restore(ctx context.Context, file, stateDir string) (b Backup, err error) {
 	if entries, err := os.ReadDir(stateDir); err == nil && len(entries) > 0 {
@@ -225,7 +227,9 @@ func suspend(ctx context.Context, database string, b *Backup) (err error) {
 		return err
 	}
 	for _, rec := range list {
-		b.Suspended = append(b.Suspended, rec.ID)
+		if rec.State == operation.StateFailed {
+			b.Suspended = append(b.Suspended, rec.ID)
+		}
 		if rec.Protection == "" || rec.Lane != "" {
 			continue
 		}
@@ -236,10 +240,18 @@ func suspend(ctx context.Context, database string, b *Backup) (err error) {
 		if err != nil {
 			return err
 		}
-		if p.Operation == rec.ID {
+		switch {
+		case rec.State == operation.StateCancelled: // nothing of it has happened
+			if p.Operation == rec.ID {
+				p.Operation = ""
+			}
+			p.Ended = rec.ID
+			notApproved(&p, rec, time.Now())
+		case p.Operation == rec.ID:
 			continue
+		default:
+			p.Operation = rec.ID
 		}
-		p.Operation = rec.ID
 		if _, err := st.UpdateProtection(ctx, p); err != nil {
 			return err
 		}

@@ -88,6 +88,15 @@ func (s *Server) beginDue(ctx context.Context, now time.Time, tried map[switchba
 	return nil
 }
 
+// notApproved lets the timer go on where nobody has approved what it asked for:
+// that is shown, and asked for again.
+func notApproved(p *switchback.Protection, rec operation.Record, now time.Time) {
+	if rec.RequestedBy != policyName || p.Phase != switchback.PhaseSwitched || p.Switch == nil || !p.Switch.Deadline.IsZero() {
+		return
+	}
+	p.Switch.Deadline, p.Switch.Overdue = now, fmt.Sprintf("%s: %v", rec.Kind, rec.Error)
+}
+
 // countdown shows the timer on a VM.
 func countdown(v *api.VM, now time.Time) {
 	sw := v.Switch

@@ -60,6 +60,8 @@ type fakeAgent struct {
 	// run is the point web runs from here; snapshots are what runs before have written.
 	run       switchback.Sequence
 	snapshots []agentapi.Snapshot
+	// override: web was let start here by hand.
+	override *agentapi.Override
 }
 
 const webUUID = "11111111-2222-3333-4444-555555555555"
@@ -161,6 +163,9 @@ func (a *fakeAgent) handler() http.Handler {
 			inv.Domains = append(inv.Domains, a.domain())
 		}
 		transport.WriteJSON(w, http.StatusOK, inv)
+	})
+	mux.HandleFunc("GET /v1/holdings", func(w http.ResponseWriter, _ *http.Request) { // nothing: as after an unprotect
+		transport.WriteJSON(w, http.StatusOK, agentapi.Holdings{Agent: recovery.Keeper{Agent: a.id, Site: a.site, Address: a.addr}})
 	})
 	mux.HandleFunc("GET /v1/points/{protection}", func(w http.ResponseWriter, _ *http.Request) {
 		a.f.mu.Lock()
@@ -449,7 +454,7 @@ func (a *fakeAgent) status(list []switchback.Protection) agentapi.AgentStatus {
 	f := a.f
 	st := agentapi.AgentStatus{Address: a.addr, Time: time.Now()}
 	for _, p := range list {
-		v := agentapi.VMStatus{Protection: p.ID, Snapshots: a.snapshots}
+		v := agentapi.VMStatus{Protection: p.ID, Snapshots: a.snapshots, Ownership: &agentapi.Ownership{Override: a.override}}
 		if n := len(f.points); p.TargetAgent == a.id && n > 0 {
 			v.Replica = &agentapi.ReplicaStatus{Points: n, Newest: &f.points[n-1]}
 		}

@@ -2,11 +2,13 @@ package server
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/api"
 	"github.com/switchback-dr/switchback/store"
 )
@@ -54,21 +56,40 @@ func (s *Server) restored(ctx context.Context) (bool, error) {
 	return err == nil, err
 }
 
-// learn asks all agents once. After a restore it is done when all have answered.
+// askable are the agents that can answer: not those that are revoked, or known by
+// name only since they were never adopted.
+func (s *Server) askable(ctx context.Context) ([]store.Agent, error) {
+	agents, err := s.store.Agents(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	revoked, err := s.revocations(ctx)
+	return slices.DeleteFunc(agents, func(a store.Agent) bool {
+		return a.JoinedAt.IsZero() || slices.ContainsFunc(revoked, func(r agentapi.Revocation) bool { return r.Agent == a.ID })
+	}), err
+}
+
+// learn asks all agents once. After a restore it is done when all that can have answered.
 func (s *Server) learn(ctx context.Context, restored bool) error {
 	s.learning.mu.Lock()
 	defer s.learning.mu.Unlock()
-	agents, err := s.store.Agents(ctx, "")
+	agents, err := s.askable(ctx)
 	if err != nil {
 		return err
 	}
+	answers := make([]contact, len(agents))
+	var asking sync.WaitGroup
+	for i, a := range agents {
+		asking.Go(func() { answers[i] = s.askOwn(ctx, a.Address, contact{}) })
+	}
+	asking.Wait()
 	contacts := map[string]contact{}
 	all := true
-	holds := map[switchback.ProtectionID]bool{}
-	for _, a := range agents {
-		c := s.askOwn(ctx, a.Address, contact{})
-		contacts[a.Address] = c
+	holds, answered := map[switchback.ProtectionID]bool{}, map[switchback.AgentID]bool{}
+	for i, c := range answers {
+		contacts[agents[i].Address] = c
 		all = all && c.err == nil
+		answered[agents[i].ID] = c.err == nil
 		for _, vm := range c.holdings.VMs {
 			holds[vm.Protection] = true
 		}
@@ -89,21 +110,22 @@ func (s *Server) learn(ctx context.Context, restored bool) error {
 	if !restored || !all {
 		return nil
 	}
-	if err := s.forgetReleased(ctx, holds); err != nil {
+	if err := s.forgetReleased(ctx, holds, answered); err != nil {
 		return err
 	}
 	s.log.Info("restored from a backup: every agent was asked what happened since", "agents", len(agents))
 	return s.store.DeleteSetting(ctx, settingRestored)
 }
 
-// forgetReleased drops what was unprotected after the backup: no agent has a part in it.
-func (s *Server) forgetReleased(ctx context.Context, holds map[switchback.ProtectionID]bool) error {
+// forgetReleased drops what was unprotected after the backup: neither of its agents
+// has a part in it any more. Of what one could not be asked for nothing is known.
+func (s *Server) forgetReleased(ctx context.Context, holds map[switchback.ProtectionID]bool, answered map[switchback.AgentID]bool) error {
 	list, err := s.store.Protections(ctx)
 	if err != nil {
 		return err
 	}
 	for _, p := range list {
-		if holds[p.ID] || p.Phase == switchback.PhaseUnprotected {
+		if holds[p.ID] || p.Phase == switchback.PhaseUnprotected || !answered[p.SourceAgent] || !answered[p.TargetAgent] {
 			continue
 		}
 		s.log.Warn("no agent knows this VM any more: it was unprotected since the backup", "vm", p.Name, "protection", p.ID)

@@ -34,7 +34,7 @@ func (s *Server) definitions() []operation.Definition {
 		{Kind: "cancel", Steps: operation.Fixed(s.cancelSteps()...), OnEnd: s.end},
 		{Kind: "reprotect", Steps: operation.Fixed(s.reprotectSteps("")...), OnEnd: s.end},
 		{Kind: "failback", Steps: s.failbackSteps, OnEnd: s.end},
-		{Kind: "resolve", Steps: operation.Fixed(s.resolveSteps()...), OnEnd: s.end},
+		{Kind: "resolve", Steps: operation.Fixed(s.resolveSteps()...), OnEnd: s.endResolve},
 		{Kind: "unprotect", Steps: operation.Fixed(s.unprotectSteps()...), OnEnd: s.end},
 		{Kind: "edit", Steps: operation.Fixed(s.editSteps()...), OnEnd: s.end},
 		{Kind: "test-failover", Steps: operation.Fixed(s.drillSteps()...), OnEnd: s.endDrill},
@@ -129,6 +129,9 @@ func (s *Server) end(ctx context.Context, r *operation.Run, final operation.Stat
 			p.Operation = rec.ID // kept: it can be retried
 		} else {
 			p.Operation = ""
+		}
+		if rec.Expired() {
+			notApproved(p, rec, s.store.Now())
 		}
 		return nil
 	})

@@ -16,6 +16,17 @@ import (
 	"github.com/switchback-dr/switchback/transport"
 )
 
+// ruling says who is active, by the record; held is the epoch of the agent that
+// asks. ok: this server can tell. It cannot where an agent knows of a newer epoch
+// than it does, or may: then the agents are the ones to ask.
+func (s *Server) ruling(p switchback.Protection, held switchback.Epoch) (r fencing.Ruling, ok bool) {
+	if held > p.Epoch {
+		s.learning.wanted.Store(true)
+		return r, false
+	}
+	return fencing.Rule(p), p.MintAbove <= p.Epoch
+}
+
 // answerOwnership says which site is active to an agent that asks. What it does
 // not know, or is not of that agent's site, is missing in the answer.
 func (s *Server) answerOwnership(r *http.Request) (any, error) {
@@ -33,7 +44,9 @@ func (s *Server) answerOwnership(r *http.Request) (any, error) {
 	answer := agentapi.OwnershipAnswer{Rulings: map[switchback.ProtectionID]fencing.Ruling{}}
 	take := func(p switchback.Protection) {
 		if site := switchback.SiteID(id.Site); site == p.Source || site == p.Target {
-			answer.Rulings[p.ID] = fencing.Rule(p)
+			if r, ok := s.ruling(p, q.Held[p.ID]); ok {
+				answer.Rulings[p.ID] = r
+			}
 		}
 	}
 	if len(q.Held) > 8 { // one query for many
@@ -152,6 +165,16 @@ func (s *Server) resolveSteps() []operation.Step {
 		}
 		return nil
 	}}}
+}
+
+// endResolve has what the contest had interrupted led on, by what the agents know:
+// the operation that had failed before cannot be retried after another one.
+func (s *Server) endResolve(ctx context.Context, r *operation.Run, final operation.State) error {
+	err := s.end(ctx, r, final)
+	if err == nil && final == operation.StateSucceeded {
+		s.learning.wanted.Store(true)
+	}
+	return err
 }
 
 // planResolve says what an end of the contest does.

@@ -35,7 +35,7 @@ func (s *Server) request(ctx context.Context, who, name string, kind recovery.Ki
 			continue
 		}
 		if !a.Allowed {
-			return api.OperationAnswer{}, switchback.Errorf(switchback.CodeRefused, "%s is not possible: %s", kind, a.Reason).WithHint("%s", a.Remedy)
+			return api.OperationAnswer{}, refusal(a)
 		}
 		if kind == recovery.TestFailover || kind == recovery.CleanDrill {
 			return s.requestDrill(ctx, who, v, kind, req)
@@ -64,7 +64,7 @@ func (s *Server) requestAllowed(ctx context.Context, who string, v api.VM, kind 
 		if req.DryRun {
 			return api.OperationAnswer{}, switchback.Errorf(switchback.CodeInvalid, "retry has no dry run: it goes on with what was planned")
 		}
-		if err := s.runner.Retry(ctx, p.Operation); err != nil {
+		if err := s.retryOperation(ctx, p.Operation); err != nil {
 			return api.OperationAnswer{}, err
 		}
 		rec, err := s.runner.Get(ctx, p.Operation)

@@ -65,11 +65,11 @@ func (s *Server) routeOperations(rt *routes) {
 		})
 	handle(rt, route{ID: "cancel-operation", Tag: "Operations", Pattern: "POST /v1/operations/{id}/cancel", Summary: "Stop an operation and undo what it did", Need: switchback.Operator},
 		func(ctx context.Context, in *OperationIn) (struct{}, error) {
-			return struct{}{}, s.runner.Cancel(ctx, in.ID)
+			return struct{}{}, s.cancelOperation(ctx, in.ID)
 		})
 	handle(rt, route{ID: "retry-operation", Tag: "Operations", Pattern: "POST /v1/operations/{id}/retry", Summary: "Let a failed operation go on", Need: switchback.Operator},
 		func(ctx context.Context, in *OperationIn) (struct{}, error) {
-			return struct{}{}, s.runner.Retry(ctx, in.ID)
+			return struct{}{}, s.retryOperation(ctx, in.ID)
 		})
 	handle(rt, route{ID: "get-drill-screenshot", Tag: "Operations", Pattern: "GET /v1/operations/{id}/screenshot", Summary: "The picture of a drill's screen", Need: switchback.Viewer},
 		func(ctx context.Context, in *OperationIn) (api.DrillPicture, error) {

@@ -95,8 +95,14 @@ func (s *Server) ask(ctx context.Context, a store.Agent) store.Agent {
 // view gathers everything about one protected VM. With now the agents are asked
 // how they stand; otherwise their last reports count, seconds old.
 func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (api.VM, error) {
-	v := api.VM{Protection: p, Health: "normal"}
-	facts := recovery.Facts{KeptDisks: len(p.Seeds[p.Target]) > 0}
+	v, _, err := s.viewFacts(ctx, p, now)
+	return v, err
+}
+
+// viewFacts is view, with what is allowed rests on.
+func (s *Server) viewFacts(ctx context.Context, p switchback.Protection, now bool) (v api.VM, facts recovery.Facts, err error) {
+	v = api.VM{Protection: p, Health: "normal"}
+	facts = recovery.Facts{KeptDisks: len(p.Seeds[p.Target]) > 0}
 	for _, side := range []struct {
 		agent  switchback.AgentID
 		status **agentapi.VMStatus
@@ -104,7 +110,7 @@ func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (a
 	}{{p.SourceAgent, &v.AtSource, &facts.SourceUp}, {p.TargetAgent, &v.AtTarget, &facts.TargetUp}} {
 		a, err := s.store.Agent(ctx, side.agent)
 		if err != nil {
-			return v, err
+			return v, facts, err
 		}
 		if now {
 			a = s.ask(ctx, a)
@@ -150,7 +156,7 @@ func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (a
 	if p.Operation != "" {
 		rec, err := s.runner.Get(ctx, p.Operation)
 		if err != nil && switchback.CodeOf(err) != switchback.CodeNotFound {
-			return v, err
+			return v, facts, err
 		}
 		if err == nil {
 			v.Current = &rec
@@ -172,13 +178,13 @@ func (s *Server) view(ctx context.Context, p switchback.Protection, now bool) (a
 		}
 	}
 	if err := s.viewDrill(ctx, &v, &facts); err != nil {
-		return v, err
+		return v, facts, err
 	}
 	countdown(&v, time.Now())
 	v.Conditions = append(v.Conditions, proofConditions(p)...)
 	v.Health = healthOf(v.Conditions)
 	v.Allowed = recovery.AllowedOperations(p, facts)
-	return v, nil
+	return v, facts, nil
 }
 
 // find resolves a name, UUID or protection ID to a protected VM.

@@ -288,6 +288,21 @@ func (s *Store) ReopenOperation(ctx context.Context, rec operation.Record) error
 	return switchback.Errorf(switchback.CodeConflict, "operation %s has not failed: %s", rec.ID, now.State)
 }
 
+// EndFailed replaces a failed record by one that has ended for good.
+// CodeConflict: it is not failed any more.
+func (s *Store) EndFailed(ctx context.Context, rec operation.Record) error {
+	row, err := newOperationRow(rec)
+	if err != nil {
+		return err
+	}
+	n, err := changed(s.write.NewUpdate().Model(&row).Column("state", "document").WherePK().
+		Where("state = ?", string(operation.StateFailed)).Exec(ctx))
+	if err == nil && n == 0 {
+		return switchback.Errorf(switchback.CodeConflict, "operation %s has not failed, or goes on", rec.ID)
+	}
+	return failure("operation "+row.ID, err)
+}
+
 type logRow struct {
 	bun.BaseModel `bun:"table:operation_log"`
 	Operation     string `bun:"operation,pk"`

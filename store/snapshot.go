@@ -63,13 +63,14 @@ func CheckFile(ctx context.Context, path string) (err error) {
 const restoredEpochs = 1_000_000
 
 // SuspendOperations makes every operation that a server works on failed with the given
-// cause, so that nothing goes on before a person has retried or cancelled it. Its
-// next lease is newer than any that the server which was lost can have had.
+// cause, so that nothing goes on before a person has retried or cancelled it; one
+// that nobody has approved is cancelled. Its next lease is newer than any that the
+// server which was lost can have had.
 func (s *Store) SuspendOperations(ctx context.Context, cause *switchback.Error, now time.Time) (suspended []operation.Record, err error) {
 	err = s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
 		suspended = nil
 		var rows []operationRow
-		if err := tx.NewSelect().Model(&rows).Where("state IN (?)", bun.List(operation.ActiveStates())).Order("id").Scan(ctx); err != nil {
+		if err := tx.NewSelect().Model(&rows).Where("state IN (?)", bun.List(operation.UnfinishedStates())).Order("id").Scan(ctx); err != nil {
 			return err
 		}
 		for _, r := range rows {
@@ -77,8 +78,15 @@ func (s *Store) SuspendOperations(ctx context.Context, cause *switchback.Error, 
 			if err != nil {
 				return err
 			}
-			rec = operation.End(rec, operation.StateFailed, now.UTC())
+			state := operation.StateFailed
+			if !rec.Approval.Given() {
+				state = operation.StateCancelled
+			}
+			rec = operation.End(rec, state, now.UTC())
 			rec.Error = cause
+			if state == operation.StateCancelled {
+				rec.Error = &switchback.Error{Code: switchback.CodeCancelled, Message: cause.Message + ": nobody had approved it", Hint: "ask for it again"}
+			}
 			row, err := newOperationRow(rec)
 			if err != nil {
 				return err

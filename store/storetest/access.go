@@ -104,8 +104,6 @@ func awaitingApproval(t *testing.T, s *store.Store) {
 	_, err := s.ClaimOperation(ctx, "op-1", "a", t0, t0.Add(time.Minute))
 	code(t, err, switchback.CodeConflict)
 	same(t, len(must(s.Operations(ctx, operation.Filter{State: operation.StateAwaiting, Unfinished: true}))(t)), 1)
-	_, err = s.SuspendOperations(ctx, &switchback.Error{Code: switchback.CodeInternal}, t0)
-	ok(t, err)
 	rec.State, rec.Approval = operation.StateQueued, &operation.Approval{Role: switchback.Operator, By: "bob", At: t0}
 	ok(t, s.ReleaseOperation(ctx, rec))
 	other := rec
@@ -113,4 +111,20 @@ func awaitingApproval(t *testing.T, s *store.Store) {
 	code(t, s.ReleaseOperation(ctx, other), switchback.CodeConflict)
 	same(t, must(s.Operation(ctx, "op-1"))(t), rec)
 	same(t, len(must(s.ClaimableOperations(ctx, "a", t0))(t)), 1)
+	// A restore fails what was approved, and cancels what was not: also where its
+	// cancel was on its way.
+	for id, state := range map[switchback.OperationID]operation.State{"op-3": operation.StateAwaiting, "op-4": operation.StateQueued} {
+		ok(t, s.CreateOperation(ctx, operation.Record{ID: id, State: state, CreatedAt: t0, CancelRequested: state == operation.StateQueued, Approval: &operation.Approval{Until: t0}}))
+	}
+	same(t, len(must(s.SuspendOperations(ctx, &switchback.Error{Code: switchback.CodeRefused, Message: "restored"}, t0))(t)), 3)
+	for id, want := range map[switchback.OperationID]operation.State{"op-1": operation.StateFailed, "op-3": operation.StateCancelled, "op-4": operation.StateCancelled} {
+		got := must(s.Operation(ctx, id))(t)
+		same(t, got.State, want)
+		same(t, strings.HasPrefix(got.Error.Message, "restored"), true)
+	}
+	// One that has failed is ended once, unless it goes on.
+	ended := operation.End(must(s.Operation(ctx, "op-1"))(t), operation.StateCancelled, t0)
+	ok(t, s.EndFailed(ctx, ended))
+	same(t, must(s.Operation(ctx, "op-1"))(t), ended)
+	code(t, s.EndFailed(ctx, ended), switchback.CodeConflict)
 }
