@@ -8,6 +8,15 @@ import (
 	"github.com/switchback-dr/switchback/transport"
 )
 
+// calledAt is where an agent that does not come with a token calls this server:
+// at its addresses, or over the lines that the server opens.
+func (s *Server) calledAt() []string {
+	if s.cfg.Unreachable {
+		return []string{transport.ServerName}
+	}
+	return s.cfg.Addresses
+}
+
 // admitAgent lets an agent join that cannot reach this server: an administrator
 // has carried its request here, and carries the answer back. It may be repeated.
 func (s *Server) admitAgent(r *http.Request) (any, error) {
@@ -28,9 +37,6 @@ func (s *Server) admitAgent(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The agent calls this server at its address, or over the lines that it opens.
-	if resp.Server = transport.ServerName; !s.cfg.Unreachable {
-		resp.Server = s.cfg.Addresses[0]
-	}
+	resp.Server = s.calledAt()[0]
 	return api.AdmitAnswer{Agent: id, Site: site, Answer: transport.JoinText(transport.AnswerPrefix, resp)}, nil
 }

@@ -161,6 +161,16 @@ func (s *Server) gather(ctx context.Context, req api.AdoptRequest) (map[string]c
 
 // ask1 asks one agent, of this installation or of another.
 func (s *Server) ask1(ctx context.Context, address string, proof *transport.AdoptionProof) contact {
+	if id, dialsIn := transport.NamedAgent(address); dialsIn {
+		a, err := s.store.Agent(ctx, id)
+		if switchback.CodeOf(err) == switchback.CodeNotFound || err == nil && a.JoinedAt.IsZero() {
+			err = switchback.Errorf(switchback.CodeUnavailable, "agent %s cannot be dialled, and opens connections to servers of its own installation only", id).
+				WithHint("to adopt it, too, give it an address first: on its host 'switchback agent readdress --address HOST:PORT', restart it, and adopt it at that address")
+		}
+		if err != nil {
+			return contact{err: err}
+		}
+	}
 	c := s.askOwn(ctx, address, contact{})
 	if c.err == nil || proof == nil || switchback.CodeOf(c.err) != switchback.CodeUnauthorized {
 		if c.err != nil && proof == nil && switchback.CodeOf(c.err) == switchback.CodeUnauthorized {
@@ -320,7 +330,7 @@ func (s *Server) enrolAdopted(ctx context.Context, c contact, proof transport.Ad
 	if err := s.ensureAgent(ctx, a); err != nil {
 		return err
 	}
-	_, err = c.client.Adoption(ctx, agentapi.AdoptionRequest{Proof: proof, Do: agentapi.AdoptionInstall, TakeOver: takeOver, Joined: &joined, Servers: s.cfg.Addresses})
+	_, err = c.client.Adoption(ctx, agentapi.AdoptionRequest{Proof: proof, Do: agentapi.AdoptionInstall, TakeOver: takeOver, Joined: &joined, Servers: s.calledAt()})
 	if err == nil {
 		s.log.Info("agent adopted", "agent", me.Agent, "site", me.Site, "address", me.Address, "from", c.holdings.Installation)
 	}

@@ -1,0 +1,82 @@
+package server
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+
+	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/recovery"
+	"github.com/switchback-dr/switchback/transport"
+)
+
+// foreign is an agent of another installation, as far as an adoption can tell.
+type foreign struct {
+	csr       []byte
+	id        switchback.AgentID
+	installed *agentapi.AdoptionRequest
+}
+
+// foreignAgent serves one at site oslo.
+func foreignAgent(t *testing.T) (*foreign, contact) {
+	t.Helper()
+	_, csr, err := transport.NewKeyAndCSR()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &foreign{csr: csr}
+	if a.id, err = transport.AgentIDFor(csr); err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var req agentapi.AdoptionRequest
+		if err := transport.ReadJSON(r, &req); err != nil {
+			transport.WriteError(w, err)
+			return
+		}
+		if req.Do == agentapi.AdoptionInstall {
+			a.installed = &req
+		}
+		transport.WriteJSON(w, http.StatusOK, agentapi.Holdings{CSRPEM: string(csr)})
+	}))
+	t.Cleanup(srv.Close)
+	address := strings.TrimPrefix(srv.URL, "https://")
+	return a, contact{client: &agentapi.Client{HTTP: srv.Client(), Address: address},
+		holdings: agentapi.Holdings{Agent: recovery.Keeper{Agent: a.id, Site: "oslo", Address: address}, Installation: "lost"}}
+}
+
+// TestAdoptedAgentsServers: an adopted agent is told what one is told that is admitted by hand.
+func TestAdoptedAgentsServers(t *testing.T) {
+	for name, c := range map[string]struct {
+		unreachable bool
+		want        []string
+	}{
+		"dialled":     {false, []string{"one:1", "two:2"}},
+		"not dialled": {true, []string{transport.ServerName}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := Open(t.Context(), Config{StateDir: memoryDir(t), Listen: []string{"127.0.0.1:0"}, Addresses: []string{"one:1", "two:2"}, Unreachable: c.unreachable})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			a, met := foreignAgent(t)
+			if err := s.enrolAdopted(t.Context(), met, transport.AdoptionProof{}, false); err != nil {
+				t.Fatal(err)
+			}
+			if a.installed == nil || !slices.Equal(a.installed.Servers, c.want) {
+				t.Errorf("installed %+v, want servers %v", a.installed, c.want)
+			}
+		})
+	}
+}
+
+// TestAdoptWhoCannotBeDialled: a peer that only dials out is named with the remedy.
+func TestAdoptWhoCannotBeDialled(t *testing.T) {
+	f := newFleet(t)
+	c := f.s.ask1(t.Context(), transport.AgentName("a-far"), &transport.AdoptionProof{})
+	wantCode(t, "an agent without an address", c.err, switchback.CodeUnavailable, "a-far", "agent readdress --address")
+}
