@@ -5,6 +5,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/store"
 	"github.com/switchback-dr/switchback/transport"
 )
 
@@ -33,7 +34,7 @@ func (s *Server) admitAgent(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp, err := s.enrol(r.Context(), "admitted by hand", site, id, join, s.store.Now())
+	resp, err := s.enrol(r.Context(), "admitted by hand", store.Agent{ID: id, Site: site, Address: join.Agent.Address, Version: join.Agent.Version}, join.CSRPEM)
 	if err != nil {
 		return nil, err
 	}

@@ -321,13 +321,11 @@ func (s *Server) enrolAdopted(ctx context.Context, c contact, proof transport.Ad
 	if err != nil {
 		return err
 	}
-	identity := transport.Identity{Installation: s.ca.Installation(), Role: transport.RoleAgent, Site: me.Site, ID: string(me.Agent)}
-	joined, serial, expires, err := s.certify([]byte(asked.CSRPEM), identity)
-	if err != nil {
+	if err := s.ensureSite(ctx, me.Site); err != nil {
 		return err
 	}
-	a := store.Agent{ID: me.Agent, Site: me.Site, Address: me.Address, Version: c.holdings.Version, CertificateSerial: serial, CertificateExpires: expires, JoinedAt: s.store.Now()}
-	if err := s.ensureAgent(ctx, a); err != nil {
+	joined, err := s.enrol(ctx, "adopted from "+c.holdings.Installation, store.Agent{ID: me.Agent, Site: me.Site, Address: me.Address, Version: c.holdings.Version}, asked.CSRPEM)
+	if err != nil {
 		return err
 	}
 	_, err = c.client.Adoption(ctx, agentapi.AdoptionRequest{Proof: proof, Do: agentapi.AdoptionInstall, TakeOver: takeOver, Joined: &joined, Servers: s.calledAt()})
@@ -337,13 +335,13 @@ func (s *Server) enrolAdopted(ctx context.Context, c contact, proof transport.Ad
 	return err
 }
 
-// ensureAgent stores an agent, and its site where that is missing.
-func (s *Server) ensureAgent(ctx context.Context, a store.Agent) error {
-	err := s.store.CreateSite(ctx, store.Site{ID: a.Site, Name: string(a.Site), CreatedAt: s.store.Now()})
-	if err != nil && switchback.CodeOf(err) != switchback.CodeConflict {
-		return err
+// ensureSite makes a site where it is missing.
+func (s *Server) ensureSite(ctx context.Context, id switchback.SiteID) error {
+	err := s.store.CreateSite(ctx, store.Site{ID: id, Name: string(id), CreatedAt: s.store.Now()})
+	if switchback.CodeOf(err) == switchback.CodeConflict {
+		return nil
 	}
-	return s.store.SaveAgent(ctx, a)
+	return err
 }
 
 // take stores what was rebuilt of one VM and begins what leads on from there.
@@ -354,7 +352,10 @@ func (s *Server) take(ctx context.Context, who string, vm *api.AdoptedVM) error 
 	if m := vm.Missing; m != nil {
 		// Known by name and address only, until it is adopted itself.
 		if _, err := s.store.Agent(ctx, m.Agent); switchback.CodeOf(err) == switchback.CodeNotFound {
-			if err := s.ensureAgent(ctx, store.Agent{ID: m.Agent, Site: m.Site, Address: m.Address}); err != nil {
+			if err := s.ensureSite(ctx, m.Site); err != nil {
+				return err
+			}
+			if err := s.store.SaveAgent(ctx, store.Agent{ID: m.Agent, Site: m.Site, Address: m.Address}); err != nil {
 				return err
 			}
 		} else if err != nil {

@@ -10,6 +10,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/recovery"
+	"github.com/switchback-dr/switchback/store"
 	"github.com/switchback-dr/switchback/transport"
 )
 
@@ -79,4 +80,44 @@ func TestAdoptWhoCannotBeDialled(t *testing.T) {
 	f := newFleet(t)
 	c := f.s.ask1(t.Context(), transport.AgentName("a-far"), &transport.AdoptionProof{})
 	wantCode(t, "an agent without an address", c.err, switchback.CodeUnavailable, "a-far", "agent readdress --address")
+}
+
+// TestEnrolAdopted: an agent that is adopted is judged, and noted, like one that joins.
+func TestEnrolAdopted(t *testing.T) {
+	f := newFleet(t)
+	ctx := t.Context()
+	for name, c := range map[string]struct {
+		spoil func(id switchback.AgentID, met *contact)
+		code  switchback.Code
+		says  string
+	}{
+		"as it is": {func(switchback.AgentID, *contact) {}, "", ""},
+		"revoked": {func(id switchback.AgentID, _ *contact) {
+			if _, err := f.s.store.EnsureSetting(ctx, settingRevoked+string(id), `{"agent":"`+string(id)+`"}`); err != nil {
+				t.Fatal(err)
+			}
+		}, switchback.CodeUnauthorized, "revoked"},
+		"another one's address": {func(_ switchback.AgentID, met *contact) {
+			met.holdings.Agent.Address = transport.AgentName("a-riga")
+		}, switchback.CodeInvalid, "a-riga"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, met := foreignAgent(t)
+			c.spoil(a.id, &met)
+			err := f.s.enrolAdopted(ctx, met, transport.AdoptionProof{}, false)
+			if switchback.CodeOf(err) != c.code || err != nil && !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%v, want %q", err, c.code)
+			}
+			if joined := c.code == ""; joined != (a.installed != nil) {
+				t.Errorf("installed %+v", a.installed)
+			}
+			list, err := f.s.store.Audit(ctx, store.AuditFilter{Who: "agent " + string(a.id), Action: "join", Limit: 9})
+			if err != nil || len(list) > 1 || (len(list) == 1) != (c.code == "") {
+				t.Fatalf("noted %+v, %v", list, err)
+			}
+			if len(list) == 1 && (list[0].Via != "adopted from lost" || list[0].Object != "sites/oslo") {
+				t.Errorf("noted %+v", list[0])
+			}
+		})
+	}
 }
