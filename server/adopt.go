@@ -194,12 +194,50 @@ func (s *Server) ask1(ctx context.Context, address string, proof *transport.Adop
 func (s *Server) askOwn(ctx context.Context, address string, was contact) contact {
 	ctx, cancel := context.WithTimeout(ctx, contactTime)
 	defer cancel()
-	client := &agentapi.Client{Address: address, HTTP: s.addressed}
-	h, err := client.Holdings(ctx)
+	h, err := s.ownHoldings(ctx, address)
 	if err != nil {
-		return contact{holdings: was.holdings, client: client, own: true, err: err}
+		h = was.holdings
 	}
-	return contact{holdings: h, client: client, own: true}
+	return contact{holdings: h, own: true, err: err}
+}
+
+// ownHoldings asks the agent at an address, and believes it only what it says as
+// the agent that its certificate speaks for: the one that is known to be there, or,
+// where none or several are, the one that it says it is.
+func (s *Server) ownHoldings(ctx context.Context, address string) (agentapi.Holdings, error) {
+	var none agentapi.Holdings
+	agents, err := s.store.Agents(ctx, "")
+	if err != nil {
+		return none, err
+	}
+	agents = slices.DeleteFunc(agents, func(a store.Agent) bool {
+		return a.JoinedAt.IsZero() || a.Address != address && transport.AgentName(a.ID) != address
+	})
+	if len(agents) == 1 {
+		a := agents[0]
+		h, err := s.agentClient(a.ID).Holdings(ctx)
+		if err == nil && (h.Agent.Agent != a.ID || h.Agent.Site != a.Site) {
+			err = switchback.Errorf(switchback.CodeUnauthorized, "agent %s of site %s says that it is agent %s of site %s", a.ID, a.Site, h.Agent.Agent, h.Agent.Site)
+		}
+		return h, err
+	}
+	says, err := (&agentapi.Client{Address: address, HTTP: s.addressed}).Holdings(ctx)
+	if err != nil {
+		return none, err
+	}
+	as := func(id transport.Identity) error {
+		if id.Role != transport.RoleAgent || id.ID != string(says.Agent.Agent) || id.Site != says.Agent.Site {
+			return switchback.Errorf(switchback.CodeUnauthorized, "%s says that it is agent %s of site %s", id, says.Agent.Agent, says.Agent.Site)
+		}
+		return nil
+	}
+	client := transport.NewHTTPClient(transport.ClientConfig{Credentials: s.creds, Want: as, Inbound: s.inbound})
+	defer client.CloseIdleConnections()
+	h, err := (&agentapi.Client{Address: address, HTTP: client}).Holdings(ctx)
+	if err == nil && (h.Agent.Agent != says.Agent.Agent || h.Agent.Site != says.Agent.Site) {
+		err = switchback.Errorf(switchback.CodeUnauthorized, "agent %s of site %s says that it is agent %s of site %s", says.Agent.Agent, says.Agent.Site, h.Agent.Agent, h.Agent.Site)
+	}
+	return h, err
 }
 
 // mayJoin refuses an agent whose site is another one of the same name here.
@@ -239,6 +277,7 @@ func (s *Server) rebuild(ctx context.Context, contacts map[string]contact, resto
 		}
 		answered[c.holdings.Agent.Agent] = true
 		for _, h := range c.holdings.VMs {
+			h.Keeper = c.holdings.Agent // whatever it says
 			byVM[h.Protection] = append(byVM[h.Protection], h)
 		}
 	}
@@ -252,7 +291,12 @@ func (s *Server) rebuild(ctx context.Context, contacts map[string]contact, resto
 		case err != nil:
 			return nil, err
 		default:
-			vm.Outcome = api.VMLearned
+			vm.Name, vm.Outcome = known.Name, api.VMLearned
+			if list = s.ofItsAgents(known, list); len(list) == 0 {
+				vm.Outcome, vm.Adopted = api.VMKnown, recovery.Adopted{Protection: known}
+				vms = append(vms, vm)
+				continue
+			}
 			more, err := s.knowMore(ctx, known, list, restored)
 			if err != nil {
 				return nil, err
@@ -277,6 +321,18 @@ func (s *Server) rebuild(ctx context.Context, contacts map[string]contact, resto
 	}
 	slices.SortFunc(vms, func(x, y api.AdoptedVM) int { return compareStrings(x.Name+string(x.ID), y.Name+string(y.ID)) })
 	return vms, nil
+}
+
+// ofItsAgents leaves out what agents say of a VM that they have no part in: a VM
+// keeps its two agents for as long as it is protected.
+func (s *Server) ofItsAgents(known switchback.Protection, list []recovery.Holding) []recovery.Holding {
+	return slices.DeleteFunc(slices.Clone(list), func(h recovery.Holding) bool {
+		strange := h.Keeper.Agent != known.SourceAgent && h.Keeper.Agent != known.TargetAgent
+		if strange {
+			s.log.Warn("an agent says that it holds a VM that it has no part in", "agent", h.Keeper.Agent, "vm", known.Name, "protection", known.ID)
+		}
+		return strange
+	})
 }
 
 // knowMore reports whether agents know what this server does not: it was

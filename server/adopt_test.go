@@ -9,6 +9,7 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
+	"github.com/switchback-dr/switchback/api"
 	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/store"
 	"github.com/switchback-dr/switchback/transport"
@@ -119,5 +120,45 @@ func TestEnrolAdopted(t *testing.T) {
 				t.Errorf("noted %+v", list[0])
 			}
 		})
+	}
+}
+
+// TestAskOwn: an agent speaks for itself only, whether it is known at its address or not.
+func TestAskOwn(t *testing.T) {
+	for name, known := range map[string]string{"known there": "", "known elsewhere": "127.0.0.1:1"} {
+		t.Run(name, func(t *testing.T) {
+			f := newFleet(t)
+			berlin := f.agents["berlin"]
+			if known != "" {
+				if err := f.s.store.SaveAgent(t.Context(), store.Agent{ID: berlin.id, Site: "berlin", Address: known}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c := f.s.askOwn(t.Context(), berlin.addr, contact{}); c.err != nil || !c.own || c.holdings.Agent.Agent != "a-berlin" {
+				t.Errorf("as itself: %+v", c)
+			}
+			for what, as := range map[string]recovery.Keeper{"another agent": {Agent: "a-riga", Site: "riga"}, "another site": {Agent: "a-berlin", Site: "riga"}} {
+				berlin.holds.Agent = as
+				wantCode(t, "as "+what, f.s.askOwn(t.Context(), berlin.addr, contact{}).err, switchback.CodeUnauthorized, string("agent "+as.Agent+" of site "+switchback.AgentID(as.Site)))
+			}
+		})
+	}
+}
+
+// TestRebuildBelievesItsAgents: of a VM that is known, agents without a part in it have no say.
+func TestRebuildBelievesItsAgents(t *testing.T) {
+	f := newFleet(t)
+	f.run(recovery.Protect, api.OperationRequest{})
+	p := f.web()
+	newer := p
+	newer.Version, newer.Phase, newer.Epoch = p.Version+5, switchback.PhaseCommitted, 9
+	for agent, outcome := range map[switchback.AgentID]string{"a-berlin": api.VMLearned, "a-other": api.VMKnown} {
+		k := recovery.Keeper{Agent: agent, Site: "berlin"}
+		h := recovery.Holding{Keeper: recovery.Keeper{Agent: "a-berlin", Site: "berlin"}, Protection: p.ID, VM: p.VM, Name: "web", Epoch: 9, Role: "source", Peer: recovery.Keeper{Agent: "a-riga", Site: "riga"},
+			Disks: p.Disks, Record: &recovery.Record{Protection: newer}}
+		vms, err := f.s.rebuild(t.Context(), map[string]contact{"x": {own: true, holdings: agentapi.Holdings{Agent: k, VMs: []recovery.Holding{h}}}}, false)
+		if err != nil || len(vms) != 1 || vms[0].Outcome != outcome {
+			t.Errorf("by %s: %+v, %v", agent, vms, err)
+		}
 	}
 }

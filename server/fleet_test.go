@@ -60,6 +60,8 @@ type fakeAgent struct {
 	// run is the point web runs from here; snapshots are what runs before have written.
 	run       switchback.Sequence
 	snapshots []agentapi.Snapshot
+	// holds is what it says that it holds, as itself where no agent is named.
+	holds agentapi.Holdings
 }
 
 const webUUID = "11111111-2222-3333-4444-555555555555"
@@ -180,6 +182,15 @@ func (a *fakeAgent) handler() http.Handler {
 		a.f.mu.Lock()
 		defer a.f.mu.Unlock()
 		transport.WriteJSON(w, http.StatusOK, a.status(list))
+	})
+	mux.HandleFunc("GET /v1/holdings", func(w http.ResponseWriter, _ *http.Request) {
+		a.f.mu.Lock()
+		defer a.f.mu.Unlock()
+		h := a.holds
+		if h.Agent.Agent == "" {
+			h.Agent = recovery.Keeper{Agent: a.id, Site: a.site, Address: a.addr}
+		}
+		transport.WriteJSON(w, http.StatusOK, h)
 	})
 	mux.HandleFunc("POST /v1/tasks", func(w http.ResponseWriter, r *http.Request) {
 		var t agentapi.Task
