@@ -56,7 +56,14 @@ func (s *Server) adopt(ctx context.Context, who string, req api.AdoptRequest) (a
 	if err != nil {
 		return answer, err
 	}
+	revoked, err := s.refuseRevoked(ctx, contacts)
+	if err != nil {
+		return answer, err
+	}
 	for address, c := range contacts {
+		if _, is := revoked[c.holdings.Agent.Agent]; is && c.err != nil && slices.Contains(req.Agents, address) {
+			return answer, c.err
+		}
 		if err := s.mayJoin(ctx, c, contacts, req.JoinSites); err != nil {
 			return answer, err
 		}
@@ -74,6 +81,9 @@ func (s *Server) adopt(ctx context.Context, who string, req api.AdoptRequest) (a
 			if vm.Outcome == api.VMRefused && vm.Error.Code == switchback.CodeConflict {
 				return answer, vm.Error
 			}
+		}
+		if err := s.takeRevocations(ctx, who, revoked); err != nil {
+			return answer, err
 		}
 		for address, c := range contacts {
 			if c.err != nil || c.own {

@@ -73,6 +73,13 @@ func (s *Server) learn(ctx context.Context, restored bool) error {
 			holds[vm.Protection] = true
 		}
 	}
+	revoked, err := s.refuseRevoked(ctx, contacts)
+	if err == nil {
+		err = s.takeRevocations(ctx, "learned from the agents", revoked)
+	}
+	if err != nil {
+		return err
+	}
 	vms, err := s.rebuild(ctx, contacts, restored)
 	if err != nil {
 		return err
