@@ -4,13 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/audit"
 	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/store"
 	"github.com/switchback-dr/switchback/transport"
@@ -108,7 +111,34 @@ func (s *Server) adopt(ctx context.Context, who string, req api.AdoptRequest) (a
 			}
 		}
 	}
+	callOf(ctx).note(adoptionNote(answer)) // in the place of the last operation that was begun: it names all
 	return answer, nil
+}
+
+// adoptionNote is what the audit log says of an adoption.
+func adoptionNote(a api.Adoption) string {
+	var said []string
+	if a.DryRun {
+		said = append(said, "dry run")
+	}
+	for _, x := range a.Agents {
+		switch {
+		case x.Missing != "":
+			said = append(said, "agent at "+x.Address+" missing")
+		case x.Own:
+			said = append(said, "agent "+string(x.Agent)+" own")
+		default:
+			said = append(said, "agent "+string(x.Agent)+" of "+x.Installation)
+		}
+	}
+	for _, vm := range a.VMs {
+		text := "VM " + vm.Name + " " + vm.Outcome
+		if vm.Operation != "" {
+			text += ", operation " + string(vm.Operation)
+		}
+		said = append(said, text)
+	}
+	return strings.Join(said, "; ")
 }
 
 func compareStrings(x, y string) int {
@@ -445,6 +475,10 @@ func (s *Server) take(ctx context.Context, who string, vm *api.AdoptedVM) error 
 	}
 	p := vm.Protection
 	if err := s.store.AdoptProtection(ctx, p, was); err != nil {
+		return err
+	}
+	if err := s.audit(ctx, audit.Entry{Who: who, Via: "server", Action: "adopt-vm", Object: "vms/" + p.Name, Outcome: audit.Done,
+		Detail: fmt.Sprintf("%s: protection %s, %s at %s with target %s, epoch %d, version %d in the place of %d", vm.Outcome, p.ID, p.Phase, p.Source, p.Target, p.Epoch, p.Version, was)}); err != nil {
 		return err
 	}
 	s.log.Info("VM adopted", "vm", p.Name, "protection", p.ID, "phase", p.Phase, "epoch", p.Epoch, "source", p.Source, "target", p.Target, "points", vm.Points, "next", vm.Next)

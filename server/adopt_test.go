@@ -1,11 +1,13 @@
 package server
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
@@ -160,5 +162,46 @@ func TestRebuildBelievesItsAgents(t *testing.T) {
 		if err != nil || len(vms) != 1 || vms[0].Outcome != outcome {
 			t.Errorf("by %s: %+v, %v", agent, vms, err)
 		}
+	}
+}
+
+// TestLearnedIsNoted: what a restored server makes of what agents know stands in
+// the audit log: records that are replaced, VMs that are forgotten.
+func TestLearnedIsNoted(t *testing.T) {
+	f := newFleet(t)
+	ctx := t.Context()
+	f.run(recovery.Protect, api.OperationRequest{})
+	p := f.web()
+	gone := p
+	gone.ID, gone.VM, gone.Name = "p-gone", "v-gone", "gone"
+	if err := f.s.store.AdoptProtection(ctx, gone, 0); err != nil {
+		t.Fatal(err)
+	}
+	newer := p
+	newer.Version = p.Version + 5
+	riga := recovery.Keeper{Agent: "a-riga", Site: "riga", Address: f.agents["riga"].addr}
+	f.mu.Lock()
+	f.agents["berlin"].holds.VMs = []recovery.Holding{{Protection: p.ID, VM: p.VM, Name: "web", Epoch: p.Epoch, Role: "source", Power: "running", Peer: riga,
+		Disks: p.Disks, Newest: &f.points[0], Record: &recovery.Record{Protection: newer}}}
+	f.agents["riga"].holds.VMs = []recovery.Holding{{Protection: p.ID, VM: p.VM, Name: "web", Epoch: p.Epoch, Role: "target", Replica: true, Points: 1,
+		Peer: recovery.Keeper{Agent: "a-berlin", Site: "berlin"}}}
+	f.mu.Unlock()
+	if err := markRestored(ctx, f.s.store, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.s.learn(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+	for action, want := range map[string][2]string{
+		"adopt-vm":  {"vms/web", fmt.Sprintf("version %d in the place of %d", f.web().Version, p.Version)},
+		"forget-vm": {"vms/gone", "p-gone"},
+	} {
+		list, err := f.s.store.Audit(ctx, store.AuditFilter{Action: action, Limit: 9})
+		if err != nil || len(list) != 1 || list[0].Object != want[0] || !strings.Contains(list[0].Detail, want[1]) || list[0].Who != learner {
+			t.Errorf("%s: %+v, %v", action, list, err)
+		}
+	}
+	if v, err := f.s.store.VerifyAudit(ctx, nil); err != nil || len(v.Problems) != 0 {
+		t.Errorf("the log: %+v, %v", v, err)
 	}
 }

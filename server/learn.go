@@ -2,12 +2,14 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/audit"
 	"github.com/switchback-dr/switchback/store"
 )
 
@@ -23,6 +25,9 @@ type learning struct {
 }
 
 const learnEvery = 2 * time.Second
+
+// learner is who does what follows from what agents know.
+const learner = "learned from the agents"
 
 // learnFromAgents asks the agents of this installation what they hold, after a
 // restore from a backup and whenever a report shows that one knows more.
@@ -75,7 +80,7 @@ func (s *Server) learn(ctx context.Context, restored bool) error {
 	}
 	revoked, err := s.refuseRevoked(ctx, contacts)
 	if err == nil {
-		err = s.takeRevocations(ctx, "learned from the agents", revoked)
+		err = s.takeRevocations(ctx, learner, revoked)
 	}
 	if err != nil {
 		return err
@@ -89,7 +94,7 @@ func (s *Server) learn(ctx context.Context, restored bool) error {
 			s.log.Warn("what agents hold of a VM cannot be learned", "vm", vms[i].Name, "protection", vms[i].ID, "error", vms[i].Error)
 			continue
 		}
-		if err := s.take(ctx, "learned from the agents", &vms[i]); err != nil {
+		if err := s.take(ctx, learner, &vms[i]); err != nil {
 			return err
 		}
 	}
@@ -115,6 +120,10 @@ func (s *Server) forgetReleased(ctx context.Context, holds map[switchback.Protec
 		}
 		s.log.Warn("no agent knows this VM any more: it was unprotected since the backup", "vm", p.Name, "protection", p.ID)
 		if err := s.store.DeleteProtection(ctx, p.ID, p.Version); err != nil {
+			return err
+		}
+		if err := s.audit(ctx, audit.Entry{Who: learner, Via: "server", Action: "forget-vm", Object: "vms/" + p.Name, Outcome: audit.Done,
+			Detail: fmt.Sprintf("protection %s, %s, epoch %d: no agent has a part in it since the backup", p.ID, p.Phase, p.Epoch)}); err != nil {
 			return err
 		}
 	}

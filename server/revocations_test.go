@@ -1,9 +1,11 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"log/slog"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -81,7 +83,7 @@ func TestAdoptRevoked(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, csr, err := transport.NewKeyAndCSR()
+		key, csr, err := transport.NewKeyAndCSR()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -89,15 +91,28 @@ func TestAdoptRevoked(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		h.Agent, h.CSRPEM = recovery.Keeper{Agent: id, Site: "oslo", Address: ln.Addr().String()}, string(csr)
+		h.Installation, h.Agent, h.CSRPEM = "lost", recovery.Keeper{Agent: id, Site: "oslo", Address: ln.Addr().String()}, string(csr)
 		srv := transport.NewHTTPServer(creds, nil, slog.New(slog.DiscardHandler))
 		srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			var req agentapi.AdoptionRequest
+			if r.URL.Path != agentapi.AdoptionPath {
+				transport.WriteJSON(w, http.StatusOK, h)
+				return
+			}
 			if err := transport.ReadJSON(r, &req); err != nil {
 				transport.WriteError(w, err)
 				return
 			}
 			enrolled[id] = enrolled[id] || req.Do != agentapi.AdoptionInspect
+			if req.Do == agentapi.AdoptionInstall {
+				fresh, err := transport.NewCredentials([]byte(req.Joined.CertificatePEM), key, []byte(req.Joined.CAPEM))
+				if err == nil {
+					err = creds.Adopt(fresh)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
 			transport.WriteJSON(w, http.StatusOK, h)
 		})
 		go srv.ServeTLS(ln, "", "")
@@ -123,9 +138,15 @@ func TestAdoptRevoked(t *testing.T) {
 		t.Errorf("enrolled %v", enrolled)
 	}
 	req.Agents = req.Agents[:1]
-	a, err := f.s.adopt(ctx, "admin", req)
+	said := new(string)
+	a, err := f.s.adopt(context.WithValue(ctx, askedKey{}, asked{came: said}), "admin", req)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, x := range []string{"agent a-good of lost", "agent at " + badAt + " missing", "VM db " + api.VMAdopted} {
+		if !strings.Contains(*said, x) {
+			t.Errorf("its entry says %q, not %q", *said, x)
+		}
 	}
 	if len(a.Agents) != 2 || !enrolled["a-good"] || enrolled["a-bad"] {
 		t.Errorf("enrolled %v, %+v", enrolled, a.Agents)
