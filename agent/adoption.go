@@ -70,7 +70,6 @@ func (a *Agent) learnRecoveryKey(public string) {
 type adopting struct {
 	Credentials transport.JoinResponse `json:"credentials"`
 	KeyPEM      string                 `json:"key_pem"`
-	Address     string                 `json:"address"`
 	Servers     []string               `json:"servers"`
 }
 
@@ -94,11 +93,13 @@ func finishAdoption(stateDir string) (*transport.Credentials, error) {
 	if err != nil {
 		return nil, err
 	}
-	place, err := json.Marshal(Identity{Address: n.Address, Server: n.Servers[0], Servers: n.Servers[1:]})
+	// How the agent is reached stays as it is.
+	place, err := readIdentity(stateDir)
 	if err != nil {
 		return nil, err
 	}
-	if err := durable.WriteFile(filepath.Join(dir, identityFile), place, 0o600); err != nil {
+	place.Server, place.Servers = n.Servers[0], n.Servers[1:]
+	if err := saveIdentity(stateDir, place); err != nil {
 		return nil, err
 	}
 	if err := transport.SaveCredentials(dir, creds); err != nil {
@@ -204,7 +205,7 @@ func (a *Agent) installIdentity(joined transport.JoinResponse, servers []string,
 	if is != own {
 		return switchback.Errorf(switchback.CodeInvalid, "the new certificate is of %s, not of %s", is, own)
 	}
-	b, err := json.Marshal(adopting{Credentials: joined, KeyPEM: string(key), Address: a.cfg.Address, Servers: servers})
+	b, err := json.Marshal(adopting{Credentials: joined, KeyPEM: string(key), Servers: servers})
 	if err != nil {
 		return err
 	}

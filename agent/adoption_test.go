@@ -8,6 +8,7 @@ import (
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/internal/durable"
 	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/transport"
@@ -48,16 +49,16 @@ func TestAdoptionIsFinished(t *testing.T) {
 				}
 			}
 			must(transport.SaveCredentials(dir, old))
-			must(durable.WriteFile(filepath.Join(dir, identityFile), []byte(`{"address":"x:1","server":"lost:1"}`), 0o600))
+			must(durable.WriteFile(filepath.Join(dir, identityFile), []byte(`{"address":"x:1","reachable":"auto","server":"lost:1"}`), 0o600))
 			must(SetRecoveryKey(state, transport.NewRecoveryKey(lost).Public()))
 			for _, f := range []string{adoptKey, adoptCSR} {
 				must(os.WriteFile(filepath.Join(dir, f), []byte("x"), 0o600))
 			}
-			b, err := json.Marshal(adopting{Credentials: joined, KeyPEM: string(key), Address: "x:1", Servers: []string{"next:1", "next:2"}})
+			b, err := json.Marshal(adopting{Credentials: joined, KeyPEM: string(key), Servers: []string{"next:1", "next:2"}})
 			must(err)
 			must(os.WriteFile(filepath.Join(dir, adoptingFile), b, 0o600))
 			if done > 0 {
-				must(os.WriteFile(filepath.Join(dir, identityFile), []byte(`{"address":"x:1","server":"next:1","servers":["next:2"]}`), 0o600))
+				must(os.WriteFile(filepath.Join(dir, identityFile), []byte(`{"address":"x:1","reachable":"auto","server":"next:1","servers":["next:2"]}`), 0o600))
 			}
 			if done > 1 {
 				must(transport.SaveCredentials(dir, fresh))
@@ -68,8 +69,8 @@ func TestAdoptionIsFinished(t *testing.T) {
 			for range 2 {
 				id, err := LoadIdentity(state)
 				must(err)
-				if id.Credentials.Identity() != fresh.Identity() || id.Server != "next:1" || len(id.Servers) != 1 || id.Address != "x:1" {
-					t.Errorf("it is %s of %s %v at %s", id.Credentials.Identity(), id.Server, id.Servers, id.Address)
+				if id.Credentials.Identity() != fresh.Identity() || id.Server != "next:1" || len(id.Servers) != 1 || id.Address != "x:1" || id.Reachable != agentapi.ReachableAuto {
+					t.Errorf("it is %s of %s %v at %s, reachable %q", id.Credentials.Identity(), id.Server, id.Servers, id.Address, id.Reachable)
 				}
 				if public, err := RecoveryKey(state); err != nil || public != joined.RecoveryKey {
 					t.Errorf("it believes %q, %v", public, err)

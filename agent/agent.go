@@ -115,6 +115,7 @@ type Agent struct {
 	server  *http.Client // of the control plane
 	reach   reach
 	trust   sync.Mutex // of what replaces the credentials
+	revoked atomic.Pointer[[]agentapi.Revocation]
 
 	// records are the server's, kept for the day it is lost. answered is when it
 	// last took a report, in Unix nanoseconds; adopt serialises adoptions.

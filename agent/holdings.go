@@ -16,7 +16,7 @@ func (a *Agent) holdings(ctx context.Context) agentapi.Holdings {
 	creds := a.cfg.Credentials
 	id := creds.Identity()
 	h := agentapi.Holdings{Agent: recovery.Keeper{Agent: switchback.AgentID(id.ID), Site: id.Site, Address: a.cfg.Address}, Version: a.cfg.Version,
-		Installation: id.Installation, CertificateExpires: creds.Expires(), Storage: a.storage(), VMs: []recovery.Holding{}}
+		Installation: id.Installation, CertificateExpires: creds.Expires(), Storage: a.storage(), VMs: []recovery.Holding{}, Revoked: a.revocations()}
 	if at := a.answered.Load(); at != 0 {
 		h.ServerAnswered = time.Unix(0, at)
 	}

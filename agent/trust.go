@@ -32,7 +32,21 @@ func (a *Agent) loadRevoked() error {
 	if err := json.Unmarshal(b, &list); err != nil {
 		return switchback.Errorf(switchback.CodeCorrupt, "%s: %w", path, err).WithHint("remove it: the server tells the agent again")
 	}
+	a.refuse(list)
+	return nil
+}
+
+// refuse takes revocations, that are stored, into effect.
+func (a *Agent) refuse(list []agentapi.Revocation) {
+	a.revoked.Store(&list)
 	a.cfg.Credentials.Revoke(revokedIDs(list))
+}
+
+// revocations are those that are in effect.
+func (a *Agent) revocations() []agentapi.Revocation {
+	if list := a.revoked.Load(); list != nil {
+		return *list
+	}
 	return nil
 }
 
@@ -45,10 +59,11 @@ func revokedIDs(list []agentapi.Revocation) []switchback.AgentID {
 }
 
 // learnTrust takes over what the server says of authorities and revocations:
-// on disk first, then in effect. It may be repeated.
+// on disk first, then in effect. A server that was restored says nothing of
+// revocations until it knows them again. It may be repeated.
 func (a *Agent) learnTrust(ctx context.Context, u agentapi.TrustUpdate) error {
 	c := a.cfg.Credentials
-	if ids := revokedIDs(u.Revoked); !c.RevokedAre(ids) {
+	if ids := revokedIDs(u.Revoked); u.Revoked != nil && !c.RevokedAre(ids) {
 		b, err := json.Marshal(u.Revoked)
 		if err != nil {
 			return err
@@ -56,7 +71,7 @@ func (a *Agent) learnTrust(ctx context.Context, u agentapi.TrustUpdate) error {
 		if err := durable.WriteFile(filepath.Join(IdentityDir(a.cfg.StateDir), revokedFile), b, 0o600); err != nil {
 			return err
 		}
-		c.Revoke(ids)
+		a.refuse(u.Revoked)
 		a.reach.inbound.Judge()
 		a.log.Info("revoked agents", "agents", ids)
 	}

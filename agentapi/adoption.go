@@ -44,6 +44,8 @@ type Holdings struct {
 	ServerAnswered time.Time          `json:"server_answered,omitzero"`
 	Storage        Storage            `json:"storage"`
 	VMs            []recovery.Holding `json:"vms"`
+	// Revoked are the agents that it does not believe any more.
+	Revoked []Revocation `json:"revoked,omitempty"`
 	// CSRPEM answers enrol.
 	CSRPEM string `json:"csr_pem,omitempty"`
 }

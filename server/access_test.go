@@ -217,12 +217,12 @@ func TestScopes(t *testing.T) {
 		t.Errorf("rita sees what the agent does for others: %+v, %v", sites, err)
 	}
 	_, err = riga.VM(ctx, "web")
-	wantCode(t, "VM of another site", err, switchback.CodeUnauthorized, "VM web", "sites [riga]")
+	wantCode(t, "VM of another site", err, switchback.CodeUnauthorized, "VM web", "site riga")
 	_, err = riga.Operation(ctx, a.Operation.ID)
 	wantCode(t, "operation of another site", err, switchback.CodeUnauthorized, string(a.Operation.ID))
 	wantCode(t, "its events", riga.Watch(ctx, a.Operation.ID, nil), switchback.CodeUnauthorized)
 	_, err = gold.Request(ctx, "web", recovery.TakePoint, api.OperationRequest{})
-	wantCode(t, "VM without the tag", err, switchback.CodeUnauthorized, "tags [gold]")
+	wantCode(t, "VM without the tag", err, switchback.CodeUnauthorized, "tag gold")
 	if _, err := boss.SetTags(ctx, "web", []string{"gold"}); err != nil {
 		t.Fatal(err)
 	}

@@ -5,8 +5,18 @@ import (
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/store"
 	"github.com/switchback-dr/switchback/transport"
 )
+
+// calledAt is where an agent that does not come with a token calls this server:
+// at its addresses, or over the lines that the server opens.
+func (s *Server) calledAt() []string {
+	if s.cfg.Unreachable {
+		return []string{transport.ServerName}
+	}
+	return s.cfg.Addresses
+}
 
 // admitAgent lets an agent join that cannot reach this server: an administrator
 // has carried its request here, and carries the answer back. It may be repeated.
@@ -24,13 +34,10 @@ func (s *Server) admitAgent(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp, err := s.enrol(r.Context(), "admitted by hand", site, id, join, s.store.Now())
+	resp, err := s.enrol(r.Context(), "admitted by hand", store.Agent{ID: id, Site: site, Address: join.Agent.Address, Version: join.Agent.Version}, join.CSRPEM)
 	if err != nil {
 		return nil, err
 	}
-	// The agent calls this server at its address, or over the lines that it opens.
-	if resp.Server = transport.ServerName; !s.cfg.Unreachable {
-		resp.Server = s.cfg.Addresses[0]
-	}
+	resp.Server = s.calledAt()[0]
 	return api.AdmitAnswer{Agent: id, Site: site, Answer: transport.JoinText(transport.AnswerPrefix, resp)}, nil
 }

@@ -4,13 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/audit"
 	"github.com/switchback-dr/switchback/operation"
 	"github.com/switchback-dr/switchback/recovery"
 	"github.com/switchback-dr/switchback/store"
@@ -57,7 +60,14 @@ func (s *Server) adopt(ctx context.Context, who string, req api.AdoptRequest) (a
 	if err != nil {
 		return answer, err
 	}
+	revoked, err := s.refuseRevoked(ctx, contacts)
+	if err != nil {
+		return answer, err
+	}
 	for address, c := range contacts {
+		if _, is := revoked[c.holdings.Agent.Agent]; is && c.err != nil && slices.Contains(req.Agents, address) {
+			return answer, c.err
+		}
 		if err := s.mayJoin(ctx, c, contacts, req.JoinSites); err != nil {
 			return answer, err
 		}
@@ -75,6 +85,9 @@ func (s *Server) adopt(ctx context.Context, who string, req api.AdoptRequest) (a
 			if vm.Outcome == api.VMRefused && vm.Error.Code == switchback.CodeConflict {
 				return answer, vm.Error
 			}
+		}
+		if err := s.takeRevocations(ctx, who, revoked); err != nil {
+			return answer, err
 		}
 		for address, c := range contacts {
 			if c.err != nil || c.own {
@@ -99,7 +112,34 @@ func (s *Server) adopt(ctx context.Context, who string, req api.AdoptRequest) (a
 			}
 		}
 	}
+	callOf(ctx).note(adoptionNote(answer)) // in the place of the last operation that was begun: it names all
 	return answer, nil
+}
+
+// adoptionNote is what the audit log says of an adoption.
+func adoptionNote(a api.Adoption) string {
+	var said []string
+	if a.DryRun {
+		said = append(said, "dry run")
+	}
+	for _, x := range a.Agents {
+		switch {
+		case x.Missing != "":
+			said = append(said, "agent at "+x.Address+" missing")
+		case x.Own:
+			said = append(said, "agent "+string(x.Agent)+" own")
+		default:
+			said = append(said, "agent "+string(x.Agent)+" of "+x.Installation)
+		}
+	}
+	for _, vm := range a.VMs {
+		text := "VM " + vm.Name + " " + vm.Outcome
+		if vm.Operation != "" {
+			text += ", operation " + string(vm.Operation)
+		}
+		said = append(said, text)
+	}
+	return strings.Join(said, "; ")
 }
 
 func compareStrings(x, y string) int {
@@ -162,6 +202,16 @@ func (s *Server) gather(ctx context.Context, req api.AdoptRequest) (map[string]c
 
 // ask1 asks one agent, of this installation or of another.
 func (s *Server) ask1(ctx context.Context, address string, proof *transport.AdoptionProof) contact {
+	if id, dialsIn := transport.NamedAgent(address); dialsIn {
+		a, err := s.store.Agent(ctx, id)
+		if switchback.CodeOf(err) == switchback.CodeNotFound || err == nil && a.JoinedAt.IsZero() {
+			err = switchback.Errorf(switchback.CodeUnavailable, "agent %s cannot be dialled, and opens connections to servers of its own installation only", id).
+				WithHint("to adopt it, too, give it an address first: on its host 'switchback agent readdress --address HOST:PORT', restart it, and adopt it at that address")
+		}
+		if err != nil {
+			return contact{err: err}
+		}
+	}
 	c := s.askOwn(ctx, address, contact{})
 	if c.err == nil || proof == nil || switchback.CodeOf(c.err) != switchback.CodeUnauthorized {
 		if c.err != nil && proof == nil && switchback.CodeOf(c.err) == switchback.CodeUnauthorized {
@@ -185,12 +235,50 @@ func (s *Server) ask1(ctx context.Context, address string, proof *transport.Adop
 func (s *Server) askOwn(ctx context.Context, address string, was contact) contact {
 	ctx, cancel := context.WithTimeout(ctx, contactTime)
 	defer cancel()
-	client := &agentapi.Client{Address: address, HTTP: s.addressed}
-	h, err := client.Holdings(ctx)
+	h, err := s.ownHoldings(ctx, address)
 	if err != nil {
-		return contact{holdings: was.holdings, client: client, own: true, err: err}
+		h = was.holdings
 	}
-	return contact{holdings: h, client: client, own: true}
+	return contact{holdings: h, own: true, err: err}
+}
+
+// ownHoldings asks the agent at an address, and believes it only what it says as
+// the agent that its certificate speaks for: the one that is known to be there, or,
+// where none or several are, the one that it says it is.
+func (s *Server) ownHoldings(ctx context.Context, address string) (agentapi.Holdings, error) {
+	var none agentapi.Holdings
+	agents, err := s.store.Agents(ctx, "")
+	if err != nil {
+		return none, err
+	}
+	agents = slices.DeleteFunc(agents, func(a store.Agent) bool {
+		return a.JoinedAt.IsZero() || a.Address != address && transport.AgentName(a.ID) != address
+	})
+	if len(agents) == 1 {
+		a := agents[0]
+		h, err := s.agentClient(a.ID).Holdings(ctx)
+		if err == nil && (h.Agent.Agent != a.ID || h.Agent.Site != a.Site) {
+			err = switchback.Errorf(switchback.CodeUnauthorized, "agent %s of site %s says that it is agent %s of site %s", a.ID, a.Site, h.Agent.Agent, h.Agent.Site)
+		}
+		return h, err
+	}
+	says, err := (&agentapi.Client{Address: address, HTTP: s.addressed}).Holdings(ctx)
+	if err != nil {
+		return none, err
+	}
+	as := func(id transport.Identity) error {
+		if id.Role != transport.RoleAgent || id.ID != string(says.Agent.Agent) || id.Site != says.Agent.Site {
+			return switchback.Errorf(switchback.CodeUnauthorized, "%s says that it is agent %s of site %s", id, says.Agent.Agent, says.Agent.Site)
+		}
+		return nil
+	}
+	client := transport.NewHTTPClient(transport.ClientConfig{Credentials: s.creds, Want: as, Inbound: s.inbound})
+	defer client.CloseIdleConnections()
+	h, err := (&agentapi.Client{Address: address, HTTP: client}).Holdings(ctx)
+	if err == nil && (h.Agent.Agent != says.Agent.Agent || h.Agent.Site != says.Agent.Site) {
+		err = switchback.Errorf(switchback.CodeUnauthorized, "agent %s of site %s says that it is agent %s of site %s", says.Agent.Agent, says.Agent.Site, h.Agent.Agent, h.Agent.Site)
+	}
+	return h, err
 }
 
 // mayJoin refuses an agent whose site is another one of the same name here.
@@ -230,6 +318,7 @@ func (s *Server) rebuild(ctx context.Context, contacts map[string]contact, resto
 		}
 		answered[c.holdings.Agent.Agent] = true
 		for _, h := range c.holdings.VMs {
+			h.Keeper = c.holdings.Agent // whatever it says
 			byVM[h.Protection] = append(byVM[h.Protection], h)
 		}
 	}
@@ -243,7 +332,12 @@ func (s *Server) rebuild(ctx context.Context, contacts map[string]contact, resto
 		case err != nil:
 			return nil, err
 		default:
-			vm.Outcome = api.VMLearned
+			vm.Name, vm.Outcome = known.Name, api.VMLearned
+			if list = s.ofItsAgents(known, list); len(list) == 0 {
+				vm.Outcome, vm.Adopted = api.VMKnown, recovery.Adopted{Protection: known}
+				vms = append(vms, vm)
+				continue
+			}
 			more, err := s.knowMore(ctx, known, list, restored)
 			if err != nil {
 				return nil, err
@@ -268,6 +362,18 @@ func (s *Server) rebuild(ctx context.Context, contacts map[string]contact, resto
 	}
 	slices.SortFunc(vms, func(x, y api.AdoptedVM) int { return compareStrings(x.Name+string(x.ID), y.Name+string(y.ID)) })
 	return vms, nil
+}
+
+// ofItsAgents leaves out what agents say of a VM that they have no part in: a VM
+// keeps its two agents for as long as it is protected.
+func (s *Server) ofItsAgents(known switchback.Protection, list []recovery.Holding) []recovery.Holding {
+	return slices.DeleteFunc(slices.Clone(list), func(h recovery.Holding) bool {
+		strange := h.Keeper.Agent != known.SourceAgent && h.Keeper.Agent != known.TargetAgent
+		if strange {
+			s.log.Warn("an agent says that it holds a VM that it has no part in", "agent", h.Keeper.Agent, "vm", known.Name, "protection", known.ID)
+		}
+		return strange
+	})
 }
 
 // knowMore reports whether agents know what this server does not: it was
@@ -312,29 +418,27 @@ func (s *Server) enrolAdopted(ctx context.Context, c contact, proof transport.Ad
 	if err != nil {
 		return err
 	}
-	identity := transport.Identity{Installation: s.ca.Installation(), Role: transport.RoleAgent, Site: me.Site, ID: string(me.Agent)}
-	joined, serial, expires, err := s.certify([]byte(asked.CSRPEM), identity)
+	if err := s.ensureSite(ctx, me.Site); err != nil {
+		return err
+	}
+	joined, err := s.enrol(ctx, "adopted from "+c.holdings.Installation, store.Agent{ID: me.Agent, Site: me.Site, Address: me.Address, Version: c.holdings.Version}, asked.CSRPEM)
 	if err != nil {
 		return err
 	}
-	a := store.Agent{ID: me.Agent, Site: me.Site, Address: me.Address, Version: c.holdings.Version, CertificateSerial: serial, CertificateExpires: expires, JoinedAt: s.store.Now()}
-	if err := s.ensureAgent(ctx, a); err != nil {
-		return err
-	}
-	_, err = c.client.Adoption(ctx, agentapi.AdoptionRequest{Proof: proof, Do: agentapi.AdoptionInstall, TakeOver: takeOver, Joined: &joined, Servers: s.cfg.Addresses})
+	_, err = c.client.Adoption(ctx, agentapi.AdoptionRequest{Proof: proof, Do: agentapi.AdoptionInstall, TakeOver: takeOver, Joined: &joined, Servers: s.calledAt()})
 	if err == nil {
 		s.log.Info("agent adopted", "agent", me.Agent, "site", me.Site, "address", me.Address, "from", c.holdings.Installation)
 	}
 	return err
 }
 
-// ensureAgent stores an agent, and its site where that is missing.
-func (s *Server) ensureAgent(ctx context.Context, a store.Agent) error {
-	err := s.store.CreateSite(ctx, store.Site{ID: a.Site, Name: string(a.Site), CreatedAt: s.store.Now()})
-	if err != nil && switchback.CodeOf(err) != switchback.CodeConflict {
-		return err
+// ensureSite makes a site where it is missing.
+func (s *Server) ensureSite(ctx context.Context, id switchback.SiteID) error {
+	err := s.store.CreateSite(ctx, store.Site{ID: id, Name: string(id), CreatedAt: s.store.Now()})
+	if switchback.CodeOf(err) == switchback.CodeConflict {
+		return nil
 	}
-	return s.store.SaveAgent(ctx, a)
+	return err
 }
 
 // take stores what was rebuilt of one VM and begins what leads on from there.
@@ -345,7 +449,10 @@ func (s *Server) take(ctx context.Context, who string, vm *api.AdoptedVM) error 
 	if m := vm.Missing; m != nil {
 		// Known by name and address only, until it is adopted itself.
 		if _, err := s.store.Agent(ctx, m.Agent); switchback.CodeOf(err) == switchback.CodeNotFound {
-			if err := s.ensureAgent(ctx, store.Agent{ID: m.Agent, Site: m.Site, Address: m.Address}); err != nil {
+			if err := s.ensureSite(ctx, m.Site); err != nil {
+				return err
+			}
+			if err := s.store.SaveAgent(ctx, store.Agent{ID: m.Agent, Site: m.Site, Address: m.Address}); err != nil {
 				return err
 			}
 		} else if err != nil {
@@ -376,6 +483,10 @@ func (s *Server) take(ctx context.Context, who string, vm *api.AdoptedVM) error 
 	}
 	p := vm.Protection
 	if err := s.store.AdoptProtection(ctx, p, was); err != nil {
+		return err
+	}
+	if err := s.audit(ctx, audit.Entry{Who: who, Via: "server", Action: "adopt-vm", Object: "vms/" + p.Name, Outcome: audit.Done,
+		Detail: fmt.Sprintf("%s: protection %s, %s at %s with target %s, epoch %d, version %d in the place of %d", vm.Outcome, p.ID, p.Phase, p.Source, p.Target, p.Epoch, p.Version, was)}); err != nil {
 		return err
 	}
 	s.log.Info("VM adopted", "vm", p.Name, "protection", p.ID, "phase", p.Phase, "epoch", p.Epoch, "source", p.Source, "target", p.Target, "points", vm.Points, "next", vm.Next)

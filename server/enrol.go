@@ -43,33 +43,34 @@ func (s *Server) join(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.enrol(r.Context(), "join token", t.Site, id, req, now)
+	return s.enrol(r.Context(), "join token", store.Agent{ID: id, Site: t.Site, Address: req.Agent.Address, Version: req.Agent.Version}, req.CSRPEM)
 }
 
-// enrol makes an agent one of a site's, and gives it its first certificate.
-func (s *Server) enrol(ctx context.Context, via string, site switchback.SiteID, id switchback.AgentID, req transport.JoinRequest, now time.Time) (transport.JoinResponse, error) {
+// enrol makes an agent one of its site's, which is there, and gives it its first
+// certificate here for the key that csr is of. via says how it came.
+func (s *Server) enrol(ctx context.Context, via string, a store.Agent, csr string) (transport.JoinResponse, error) {
 	none := transport.JoinResponse{}
-	if err := ownAddress(id, req.Agent.Address); err != nil {
+	if err := ownAddress(a.ID, a.Address); err != nil {
 		return none, err
 	}
-	if _, err := s.store.Setting(ctx, settingRevoked+string(id)); switchback.CodeOf(err) != switchback.CodeNotFound {
+	if _, err := s.store.Setting(ctx, settingRevoked+string(a.ID)); switchback.CodeOf(err) != switchback.CodeNotFound {
 		if err == nil {
-			err = switchback.Errorf(switchback.CodeUnauthorized, "agent %s was revoked", id).WithHint("join with an empty state directory: that makes a new key")
+			err = switchback.Errorf(switchback.CodeUnauthorized, "agent %s was revoked", a.ID).WithHint("join with an empty state directory: that makes a new key")
 		}
 		return none, err
 	}
-	identity := transport.Identity{Installation: s.ca.Installation(), Role: transport.RoleAgent, Site: site, ID: string(id)}
-	resp, serial, expires, err := s.certify([]byte(req.CSRPEM), identity)
+	identity := transport.Identity{Installation: s.ca.Installation(), Role: transport.RoleAgent, Site: a.Site, ID: string(a.ID)}
+	resp, serial, expires, err := s.certify([]byte(csr), identity)
 	if err != nil {
 		return none, err
 	}
-	err = s.store.SaveAgent(ctx, store.Agent{ID: id, Site: site, Address: req.Agent.Address, Version: req.Agent.Version,
-		CertificateSerial: serial, CertificateExpires: expires, JoinedAt: now})
-	if err == nil {
-		err = s.audit(ctx, audit.Entry{Who: "agent " + string(id), Via: via, Action: "join", Object: "sites/" + string(site), Outcome: audit.Done, Detail: req.Agent.Address})
+	a.CertificateSerial, a.CertificateExpires, a.JoinedAt = serial, expires, s.store.Now()
+	if err := s.store.SaveAgent(ctx, a); err != nil {
+		return none, err
 	}
+	err = s.audit(ctx, audit.Entry{Who: "agent " + string(a.ID), Via: via, Action: "join", Object: "sites/" + string(a.Site), Outcome: audit.Done, Detail: a.Address})
 	if err == nil {
-		s.log.Info("agent joined", "agent", id, "site", site, "address", req.Agent.Address)
+		s.log.Info("agent joined", "agent", a.ID, "site", a.Site, "address", a.Address, "via", via)
 	}
 	return resp, err
 }

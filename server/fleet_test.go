@@ -62,6 +62,8 @@ type fakeAgent struct {
 	snapshots []agentapi.Snapshot
 	// override: web was let start here by hand.
 	override *agentapi.Override
+	// holds is what it says that it holds, as itself where no agent is named.
+	holds agentapi.Holdings
 }
 
 const webUUID = "11111111-2222-3333-4444-555555555555"
@@ -164,9 +166,6 @@ func (a *fakeAgent) handler() http.Handler {
 		}
 		transport.WriteJSON(w, http.StatusOK, inv)
 	})
-	mux.HandleFunc("GET /v1/holdings", func(w http.ResponseWriter, _ *http.Request) { // nothing: as after an unprotect
-		transport.WriteJSON(w, http.StatusOK, agentapi.Holdings{Agent: recovery.Keeper{Agent: a.id, Site: a.site, Address: a.addr}})
-	})
 	mux.HandleFunc("GET /v1/points/{protection}", func(w http.ResponseWriter, _ *http.Request) {
 		a.f.mu.Lock()
 		defer a.f.mu.Unlock()
@@ -185,6 +184,15 @@ func (a *fakeAgent) handler() http.Handler {
 		a.f.mu.Lock()
 		defer a.f.mu.Unlock()
 		transport.WriteJSON(w, http.StatusOK, a.status(list))
+	})
+	mux.HandleFunc("GET /v1/holdings", func(w http.ResponseWriter, _ *http.Request) {
+		a.f.mu.Lock()
+		defer a.f.mu.Unlock()
+		h := a.holds
+		if h.Agent.Agent == "" {
+			h.Agent = recovery.Keeper{Agent: a.id, Site: a.site, Address: a.addr}
+		}
+		transport.WriteJSON(w, http.StatusOK, h)
 	})
 	mux.HandleFunc("POST /v1/tasks", func(w http.ResponseWriter, r *http.Request) {
 		var t agentapi.Task

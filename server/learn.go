@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/audit"
 	"github.com/switchback-dr/switchback/store"
 )
 
@@ -25,6 +27,9 @@ type learning struct {
 }
 
 const learnEvery = 2 * time.Second
+
+// learner is who does what follows from what agents know.
+const learner = "learned from the agents"
 
 // learnFromAgents asks the agents of this installation what they hold, after a
 // restore from a backup and whenever a report shows that one knows more.
@@ -94,6 +99,13 @@ func (s *Server) learn(ctx context.Context, restored bool) error {
 			holds[vm.Protection] = true
 		}
 	}
+	revoked, err := s.refuseRevoked(ctx, contacts)
+	if err == nil {
+		err = s.takeRevocations(ctx, learner, revoked)
+	}
+	if err != nil {
+		return err
+	}
 	vms, err := s.rebuild(ctx, contacts, restored)
 	if err != nil {
 		return err
@@ -103,7 +115,7 @@ func (s *Server) learn(ctx context.Context, restored bool) error {
 			s.log.Warn("what agents hold of a VM cannot be learned", "vm", vms[i].Name, "protection", vms[i].ID, "error", vms[i].Error)
 			continue
 		}
-		if err := s.take(ctx, "learned from the agents", &vms[i]); err != nil {
+		if err := s.take(ctx, learner, &vms[i]); err != nil {
 			return err
 		}
 	}
@@ -130,6 +142,10 @@ func (s *Server) forgetReleased(ctx context.Context, holds map[switchback.Protec
 		}
 		s.log.Warn("no agent knows this VM any more: it was unprotected since the backup", "vm", p.Name, "protection", p.ID)
 		if err := s.store.DeleteProtection(ctx, p.ID, p.Version); err != nil {
+			return err
+		}
+		if err := s.audit(ctx, audit.Entry{Who: learner, Via: "server", Action: "forget-vm", Object: "vms/" + p.Name, Outcome: audit.Done,
+			Detail: fmt.Sprintf("protection %s, %s, epoch %d: no agent has a part in it since the backup", p.ID, p.Phase, p.Epoch)}); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"path/filepath"
 	"slices"
@@ -11,6 +13,7 @@ import (
 	switchback "github.com/switchback-dr/switchback"
 	"github.com/switchback-dr/switchback/agentapi"
 	"github.com/switchback-dr/switchback/api"
+	"github.com/switchback-dr/switchback/audit"
 	"github.com/switchback-dr/switchback/internal/killpoint"
 	"github.com/switchback-dr/switchback/transport"
 )
@@ -193,7 +196,14 @@ func (s *Server) advanceCA(ctx context.Context, from transport.Rotation) error {
 	killpoint.At("server", "ca-rotate", phase, killpoint.AfterEffect)
 	s.ca.Become(next)
 	s.log.Info("rotation of the CA", "from", from.Phase, "to", next.Rotation().Phase, "signing", next.Fingerprint())
-	return s.renewOwn()
+	// The request that began or forced a phase has an entry of its own.
+	what := fmt.Sprintf("from phase %q to %q, signing %.16s", from.Phase, next.Rotation().Phase, next.Fingerprint())
+	if c := callOf(ctx); c.came != nil {
+		c.note(what)
+	} else {
+		err = s.audit(ctx, audit.Entry{Who: "server", Via: "server", Action: "advance-ca", Object: "ca", Outcome: audit.Done, Detail: what})
+	}
+	return errors.Join(err, s.renewOwn())
 }
 
 // rotateCA begins a rotation, or shows the one under way. With force the phase

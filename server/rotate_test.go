@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,6 +98,10 @@ func TestRotationWaits(t *testing.T) {
 		if err != nil || u.Renew != (step.sign != old) || len(u.Revoked) != 1 {
 			t.Errorf("%s: agents are told %+v, %v", step.name, u, err)
 		}
+	}
+	noted, err := s.store.Audit(ctx, store.AuditFilter{Action: "advance-ca", Limit: 9})
+	if err != nil || len(noted) != 3 || !strings.Contains(noted[2].Detail, fresh[:16]) {
+		t.Errorf("noted %+v, %v", noted, err)
 	}
 	if got := s.creds.Authorities(); !slices.Equal(got, []string{fresh}) {
 		t.Errorf("the server still believes %v", got)

@@ -40,7 +40,7 @@ func (s *Server) revocations(ctx context.Context) ([]agentapi.Revocation, error)
 // certificate any more that somebody could believe.
 func (s *Server) forgetRevocations(ctx context.Context, list []agentapi.Revocation) error {
 	for _, r := range list {
-		if s.store.Now().Sub(r.At) < agentTTL+time.Hour {
+		if r.Elsewhere || s.store.Now().Sub(r.At) < agentTTL+time.Hour {
 			continue
 		}
 		_, err := s.store.Agent(ctx, r.Agent)
@@ -159,9 +159,14 @@ func (s *Server) revokeAgent(r *http.Request, remove bool) (any, error) {
 	return api.RevokeAnswer{Agent: a.ID, Site: a.Site, Removed: remove, VMs: vms}, nil
 }
 
-// trustUpdate is what an agent is told with the answer to its report.
+// trustUpdate is what an agent is told with the answer to its report. Of
+// revocations a restored server says nothing until all agents have told it theirs.
 func (s *Server) trustUpdate(ctx context.Context, st agentapi.AgentStatus) (u agentapi.TrustUpdate, err error) {
-	if u.Revoked, err = s.revocations(ctx); err != nil {
+	restored, err := s.restored(ctx)
+	if err == nil && !restored {
+		u.Revoked, err = s.revocations(ctx)
+	}
+	if err != nil {
 		return u, err
 	}
 	u.CAPEM = string(s.ca.BundlePEM())

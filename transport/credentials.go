@@ -148,11 +148,17 @@ func (c *Credentials) Replace(n *Credentials) error {
 	if was, is := c.Identity(), n.Identity(); was != is {
 		return switchback.Errorf(switchback.CodeInvalid, "cannot replace the credentials of %s by those of %s", was, is)
 	}
+	c.take(n)
+	return nil
+}
+
+// take goes on with n's certificate, key and authorities; what is revoked stays so.
+func (c *Credentials) take(n *Credentials) {
 	for {
 		was, next := c.held.Load(), *n.held.Load()
 		next.revoked = was.revoked
 		if c.held.CompareAndSwap(was, &next) {
-			return nil
+			return
 		}
 	}
 }

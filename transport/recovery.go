@@ -216,14 +216,14 @@ func AdoptionClient(c *Credentials, ca string, see func(id Identity, expires tim
 }
 
 // Adopt is Replace for credentials of another installation: the agent stays the
-// same, of the same site.
+// same, of the same site, and refuses whom it refused.
 func (c *Credentials) Adopt(n *Credentials) error {
 	was, is := c.Identity(), n.Identity()
 	was.Installation = is.Installation
 	if was != is {
 		return switchback.Errorf(switchback.CodeInvalid, "cannot replace the credentials of %s by those of %s", c.Identity(), is)
 	}
-	c.held.Store(n.held.Load())
+	c.take(n)
 	return nil
 }
 

@@ -94,6 +94,12 @@ func TestProvenServer(t *testing.T) {
 	if err := agent.Adopt(stranger); switchback.CodeOf(err) != switchback.CodeInvalid {
 		t.Errorf("credentials of another site are taken: %v", err)
 	}
+	agent.Revoke([]switchback.AgentID{"a-bad"})
+	defer func() {
+		if !agent.RevokedAre([]switchback.AgentID{"a-bad"}) {
+			t.Error("who was refused is believed again")
+		}
+	}()
 	if err := agent.Adopt(adopted); err != nil || agent.Identity() != adopted.Identity() {
 		t.Errorf("not adopted: %v", err)
 	}

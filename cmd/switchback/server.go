@@ -119,6 +119,7 @@ func (c *cli) serverRestoreCommand(cfg *server.Config) *cobra.Command {
 			}
 			return c.show(b, func(w io.Writer) {
 				fmt.Fprintf(w, "%s holds installation %s as of %s; start it with: switchback server --state %s\n", cfg.StateDir, b.Installation, b.MadeAt.Format(time.RFC3339), cfg.StateDir)
+				fmt.Fprintln(w, "revocations of agents and of API tokens made since then are void: those of agents are learned again from the agents that answer;\nsee 'switchback token list' and 'switchback agent list', and revoke again what is missing")
 				for _, id := range b.Suspended {
 					fmt.Fprintf(w, "operation %s was under way: see how its VM stands, then retry or cancel it\n", id)
 				}
