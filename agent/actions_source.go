@@ -286,26 +286,23 @@ func (v *vm) fenceHere(ctx context.Context, epoch switchback.Epoch, active switc
 	if err := a.setFence(as.VM, message); err != nil {
 		return err
 	}
+	// Off before the role changes: who is still superseded tries the whole again.
+	if !absent {
+		if err := v.enforceFence(ctx); err != nil {
+			return err
+		}
+		if err := v.keepAutostart(ctx, dom); err != nil {
+			return err
+		}
+	}
 	err = v.change(func(x *Assignment) {
 		x.become(agentapi.RoleFenced, epoch)
 		x.Held = false
-		x.Autostart = x.Autostart || (!absent && dom.Autostart)
 	})
 	if err != nil {
 		return err
 	}
-	if err := v.dropGrant(); err != nil {
-		return err
-	}
-	if absent {
-		return nil
-	}
-	if dom.Autostart {
-		if err := a.hv.SetAutostart(ctx, as.VM, false); err != nil {
-			return err
-		}
-	}
-	return v.enforceFence(ctx)
+	return v.dropGrant()
 }
 
 func (a *Agent) reinstate(ctx context.Context, t *task, v *vm, req agentapi.Task, p agentapi.ReinstateParams) (any, error) {

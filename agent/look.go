@@ -58,7 +58,16 @@ func (v *vm) look(ctx context.Context) error {
 	}
 	switch d.State {
 	case fencing.StateElsewhere:
-		return v.dropGrant()
+		if err := v.dropGrant(); err != nil {
+			return err
+		}
+		v.mu.Lock()
+		powered := v.powered
+		v.mu.Unlock()
+		if !powered {
+			return nil
+		}
+		return v.enforceFence(ctx) // again, where it failed before
 	case fencing.StateSuperseded:
 		if as.Role == agentapi.RoleSource {
 			a.log.Warn("the VM is active elsewhere: this site is fenced", "vm", as.Name, "active", s.Heard.Site, "epoch", s.Heard.Epoch)
@@ -211,10 +220,16 @@ func (v *vm) keepAutostart(ctx context.Context, dom hypervisor.Domain) error {
 }
 
 // noteDomain remembers what was last seen of the VM's domain, where it matters.
-func (v *vm) noteDomain(autostart, running bool) {
+func (v *vm) noteDomain(autostart, powered bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.autostart, v.powered = autostart && v.a.Role.Owns(), running
+	v.autostart, v.powered = autostart && v.a.Role.Owns(), powered
+}
+
+func (v *vm) notePower(on bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.powered = on
 }
 
 // autostarts reports whether the agent starts a VM with its host.

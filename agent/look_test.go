@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -18,6 +19,8 @@ type power struct {
 	hypervisor.Hypervisor
 	dom  hypervisor.Domain
 	done []string
+	// fail is how many times a domain is not turned off when it is asked for.
+	fail int
 }
 
 func (p *power) Domain(context.Context, switchback.VMUUID) (hypervisor.Domain, error) {
@@ -37,6 +40,10 @@ func (p *power) Suspend(context.Context, switchback.VMUUID) error {
 	return p.to(hypervisor.StatePaused, "suspend")
 }
 func (p *power) Destroy(context.Context, switchback.VMUUID) error {
+	if p.fail > 0 {
+		p.fail--
+		return errors.New("the monitor does not answer")
+	}
 	return p.to(hypervisor.StateOff, "destroy")
 }
 func (p *power) SetAutostart(_ context.Context, _ switchback.VMUUID, on bool) error {
@@ -113,5 +120,50 @@ func TestLook(t *testing.T) {
 		if r := v.assignment().Role; r != c.role {
 			t.Errorf("%s: its role is %s, want %s", c.name, r, c.role)
 		}
+	}
+}
+
+// lookBed is an agent with one VM on hv, in a boot of its own.
+func lookBed(t *testing.T, hv hypervisor.Hypervisor, change func(*Assignment)) *vm {
+	t.Helper()
+	a := &Agent{log: slog.New(slog.DiscardHandler), hv: hv, vms: map[switchback.ProtectionID]*vm{}, cfg: Config{StateDir: t.TempDir(), RunDir: t.TempDir()}, own: "home"}
+	var err error
+	if a.boot, err = loadBoot(a.cfg.RunDir); err != nil {
+		t.Fatal(err)
+	}
+	v := &vm{agent: a, a: Assignment{Protection: "p-1", VM: "u-1", Name: "web", Epoch: 4, Role: agentapi.RoleSource, Peer: agentapi.Peer{Agent: "a-2", Site: "riga"}}}
+	a.vms["p-1"] = v
+	if change != nil {
+		change(&v.a)
+	}
+	return v
+}
+
+// TestStopIsTriedAgain: a VM that may not run here is turned off, however often that fails.
+func TestStopIsTriedAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Assignment)
+		then   agentapi.Role
+	}{
+		"superseded source":       {func(a *Assignment) { a.Heard = fencing.Ruling{Epoch: 5, Site: "riga"} }, agentapi.RoleFenced},
+		"superseded, uncommitted": {func(a *Assignment) { a.Role, a.Heard = agentapi.RoleActive, fencing.Ruling{Epoch: 5, Site: "riga"} }, agentapi.RoleActive},
+		"fenced":                  {func(a *Assignment) { a.Role = agentapi.RoleFenced }, agentapi.RoleFenced},
+		"target":                  {func(a *Assignment) { a.Role = agentapi.RoleTarget }, agentapi.RoleTarget},
+	} {
+		hv := &power{dom: hypervisor.Domain{State: hypervisor.StateRunning}, fail: 3}
+		v := lookBed(t, hv, c.change)
+		v.event(t.Context(), hypervisor.Event{Kind: hypervisor.EventStarted, UUID: "u-1"}) // a fenced one: the first that fails
+		for range 5 {
+			v.look(t.Context()) // fails as often as the hypervisor
+		}
+		if hv.dom.State != hypervisor.StateOff || v.assignment().Role != c.then {
+			t.Errorf("%s: it is %s, its role %s", name, hv.dom.State, v.assignment().Role)
+		}
+	}
+	hv := &power{dom: hypervisor.Domain{State: hypervisor.StateRunning}}
+	v := lookBed(t, hv, func(a *Assignment) { a.Role, a.Override = agentapi.RoleFenced, &Override{Reason: "fire"} })
+	v.notePower(true)
+	if err := v.look(t.Context()); err != nil || len(hv.done) > 0 {
+		t.Errorf("an overridden one: %v, %v", hv.done, err)
 	}
 }
