@@ -9,6 +9,10 @@ import (
 
 func TestRule(t *testing.T) {
 	p := switchback.Protection{Epoch: 5, Source: "home", Target: "away"}
+	p.Switch = &switchback.Switch{From: "home", To: "away", Epoch: 4}
+	if r := Rule(p); r != (Ruling{}) {
+		t.Errorf("whose the newest epoch is, is not in the record: %+v", r)
+	}
 	for name, c := range map[string]struct {
 		sw   *switchback.Switch
 		want switchback.SiteID

@@ -33,7 +33,9 @@ func (s *Server) answerOwnership(r *http.Request) (any, error) {
 	answer := agentapi.OwnershipAnswer{Rulings: map[switchback.ProtectionID]fencing.Ruling{}}
 	take := func(p switchback.Protection) {
 		if site := switchback.SiteID(id.Site); site == p.Source || site == p.Target {
-			answer.Rulings[p.ID] = fencing.Rule(p)
+			if r := fencing.Rule(p); r.Epoch != 0 {
+				answer.Rulings[p.ID] = r
+			}
 		}
 	}
 	if len(q.Held) > 8 { // one query for many
