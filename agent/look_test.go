@@ -167,3 +167,36 @@ func TestStopIsTriedAgain(t *testing.T) {
 		t.Errorf("an overridden one: %v, %v", hv.done, err)
 	}
 }
+
+// TestSettleContestAgain: where the loser is not turned off at once it is asked again.
+func TestSettleContestAgain(t *testing.T) {
+	for _, role := range []agentapi.Role{agentapi.RoleSource, agentapi.RoleActive, agentapi.RoleFenced} {
+		hv := &power{dom: hypervisor.Domain{State: hypervisor.StateRunning}, fail: 1}
+		v := lookBed(t, hv, func(a *Assignment) { a.Role, a.Override, a.Rest = role, &Override{Reason: "fire"}, &Rest{} })
+		settle := func() error {
+			_, err := v.agent.settleContest(t.Context(), nil, v, agentapi.Task{Epoch: 5}, agentapi.SettleContestParams{Winner: "riga"})
+			return err
+		}
+		if err := settle(); err == nil || v.assignment().Override != nil {
+			t.Errorf("%s: not turned off: %v, %+v", role, err, v.assignment().Override)
+		}
+		for range 2 {
+			if err := settle(); err != nil || hv.dom.State != hypervisor.StateOff {
+				t.Errorf("%s: asked again: %v, it is %s", role, err, hv.dom.State)
+			}
+		}
+		as := v.assignment()
+		if owns := as.Role.Owns() && !v.standing().Superseded(); owns || as.Rest.Distrust == "" {
+			t.Errorf("%s: the loser is %s, its disks: %q", role, as.Role, as.Rest.Distrust)
+		}
+	}
+	v := lookBed(t, &power{}, func(a *Assignment) { a.Role, a.Override = agentapi.RoleActive, &Override{Reason: "fire"} })
+	for range 2 {
+		if _, err := v.agent.settleContest(t.Context(), nil, v, agentapi.Task{Epoch: 4}, agentapi.SettleContestParams{Winner: "home"}); err != nil {
+			t.Fatal(err)
+		}
+		if d := fencing.Decide(v.standing(), v.moment(false)); d.State != fencing.StateGranted {
+			t.Errorf("the winner is %+v", d)
+		}
+	}
+}
