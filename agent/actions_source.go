@@ -63,6 +63,11 @@ func (a *Agent) replicate(ctx context.Context, _ *task, req agentapi.Task, p age
 	}
 	v.stopEngine()
 	// Granted before it counts: a VM under a lease is not to be without one for a moment.
+	if as := v.assignment(); as.Role.Owns() && p.Policy.Fencing != as.Policy.Fencing {
+		if err := v.setFencing(ctx, p.Policy.Fencing); err != nil {
+			return nil, err
+		}
+	}
 	next := v.standing()
 	next.Policy = p.Policy.Fencing
 	if err := v.allow(ctx, p.VM, next.Become(agentapi.RoleSource, req.Epoch)); err != nil {
@@ -372,9 +377,7 @@ func (a *Agent) setPolicy(ctx context.Context, _ *task, v *vm, req agentapi.Task
 		}
 	}
 	if as.Role.Owns() && p.Policy.Fencing != as.Policy.Fencing {
-		next := v.standing()
-		next.Policy = p.Policy.Fencing
-		if err := v.allow(ctx, as.VM, next); err != nil {
+		if err := v.setFencing(ctx, p.Policy.Fencing); err != nil {
 			return nil, err
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -198,5 +200,46 @@ func TestSettleContestAgain(t *testing.T) {
 		if d := fencing.Decide(v.standing(), v.moment(false)); d.State != fencing.StateGranted {
 			t.Errorf("the winner is %+v", d)
 		}
+	}
+}
+
+// TestLeaseTurnedOff: a VM that the end of its lease stopped comes back, and one
+// that runs goes on wherever the change is cut short.
+func TestLeaseTurnedOff(t *testing.T) {
+	leased := func(a *Assignment) { a.Policy.Fencing.Lease = time.Minute }
+	off := func(v *vm) error {
+		_, err := v.agent.setPolicy(t.Context(), nil, v, agentapi.Task{Epoch: 4}, agentapi.SetPolicyParams{})
+		return err
+	}
+	active := func(a *Assignment) { leased(a); a.Role = agentapi.RoleActive }
+	hv := &power{dom: hypervisor.Domain{State: hypervisor.StateOff}}
+	v := lookBed(t, hv, active)
+	for _, kind := range []string{"begun", "ended"} {
+		if err := v.agent.markRun(kind, "u-1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := off(v); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.look(t.Context()); err != nil || hv.dom.State != hypervisor.StateRunning {
+		t.Errorf("%v, it is %s", err, hv.dom.State)
+	}
+
+	hv = &power{dom: hypervisor.Domain{State: hypervisor.StateRunning}}
+	v = lookBed(t, hv, active)
+	if err := v.setGrant("u-1", fencing.Grant{Epoch: 4, Boot: v.agent.boot.name, Until: hostClock().Add(time.Minute), By: "server"}, true); err != nil {
+		t.Fatal(err)
+	}
+	grants := filepath.Dir(v.agent.runPath("grants", "u-1"))
+	if err := errors.Join(os.RemoveAll(grants), os.WriteFile(grants, nil, 0o600)); err != nil { // no grant can be written
+		t.Fatal(err)
+	}
+	if err := off(v); err == nil {
+		t.Error("a grant was written where none can be")
+	}
+	v.grant.Until = 1 // long after
+	if d := fencing.Decide(v.standing(), v.moment(true)); d.Act != fencing.ActNone {
+		t.Errorf("cut short: %+v", d)
 	}
 }
