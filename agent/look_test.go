@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -106,7 +107,7 @@ func TestLook(t *testing.T) {
 			t.Helper()
 			hv.done = nil
 			for range 3 { // what was done once is not done again
-				if err := v.look(t.Context()); err != nil {
+				if err := errors.Join(a.endLeases(t.Context(), a.withoutLease(), (*vm).facts), v.look(t.Context())); err != nil {
 					t.Errorf("%s, %s: %v", c.name, when, err)
 				}
 			}
@@ -241,5 +242,79 @@ func TestLeaseTurnedOff(t *testing.T) {
 	v.grant.Until = 1 // long after
 	if d := fencing.Decide(v.standing(), v.moment(true)); d.Act != fencing.ActNone {
 		t.Errorf("cut short: %+v", d)
+	}
+}
+
+// many is a hypervisor with many domains, of which one hangs in everything that is asked of it.
+type many struct {
+	hypervisor.Hypervisor
+	mu    sync.Mutex
+	state map[switchback.VMUUID]hypervisor.State
+	hangs switchback.VMUUID
+	done  []string
+}
+
+func (m *many) Domain(_ context.Context, id switchback.VMUUID) (hypervisor.Domain, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return hypervisor.Domain{State: m.state[id]}, nil
+}
+func (m *many) to(ctx context.Context, id switchback.VMUUID, s hypervisor.State, what string) error {
+	if id == m.hangs {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.state[id], m.done = s, append(m.done, what)
+	return nil
+}
+func (m *many) Suspend(ctx context.Context, id switchback.VMUUID) error {
+	return m.to(ctx, id, hypervisor.StatePaused, "suspend")
+}
+func (m *many) Destroy(ctx context.Context, id switchback.VMUUID) error {
+	return m.to(ctx, id, hypervisor.StateOff, "destroy")
+}
+
+// TestLeasesEndTogether: all are paused before one is turned off, and one that
+// hangs holds up no other; by the agent and by the guard.
+func TestLeasesEndTogether(t *testing.T) {
+	const n = 8
+	for _, byGuard := range []bool{false, true} {
+		dir, run := t.TempDir(), t.TempDir()
+		boot, err := loadBoot(run)
+		if err != nil {
+			t.Fatal(err)
+		}
+		hv := &many{state: map[switchback.VMUUID]hypervisor.State{}, hangs: "u-3"}
+		a := &Agent{log: slog.New(slog.DiscardHandler), hv: hv, vms: map[switchback.ProtectionID]*vm{}, cfg: Config{StateDir: dir, RunDir: run}, own: "home", boot: boot}
+		for i := range n {
+			as := Assignment{Protection: switchback.ProtectionID(fmt.Sprint("p-", i)), VM: switchback.VMUUID(fmt.Sprint("u-", i)), Epoch: 4, Role: agentapi.RoleSource}
+			as.Policy.Fencing.Lease = time.Minute
+			if err := saveAssignment(a.assignmentDir(), as); err != nil {
+				t.Fatal(err)
+			}
+			a.vms[as.Protection] = &vm{agent: a, a: as}
+			hv.state[as.VM] = hypervisor.StateRunning
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond) // the one that hangs need not be waited for
+		defer cancel()
+		if byGuard {
+			_, err = a.guardOnce(ctx)
+		} else {
+			err = a.endLeases(ctx, a.withoutLease(), (*vm).facts)
+		}
+		if err == nil {
+			t.Error("nothing is said of the one that hangs")
+		}
+		paused := 0
+		for i, what := range hv.done {
+			if what == "suspend" {
+				paused = i + 1
+			}
+		}
+		if paused != n-1 {
+			t.Errorf("by the guard %v: %v", byGuard, hv.done)
+		}
 	}
 }

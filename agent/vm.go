@@ -64,7 +64,9 @@ type vm struct {
 	powered bool
 	// begun: there is nothing to start in this boot any more; beginAgain is when a
 	// start that failed is tried again.
-	begun      bool
+	begun bool
+	// beginning keeps the start after a lease was renewed, and the end of one, apart.
+	beginning  sync.Mutex
 	beginAgain time.Time
 	// far says that the object store fails, which is left alone until farAgain.
 	far      *switchback.Condition
