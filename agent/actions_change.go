@@ -35,15 +35,23 @@ func (a *Agent) changePoint(ctx context.Context, t *task, v *vm, req agentapi.Ta
 		return nil, switchback.Errorf(switchback.CodeRefused, "VM %s does not run from a recovery point here, or a commit has begun", as.Name).
 			WithHint("a committed VM has no points: reprotect it and fail over to get new ones")
 	}
+	began := time.Now()
+	keep := func() error {
+		return v.keepBranches(ctx, func(done, total int64) { t.Report("moving the snapshot into the journal", rates(began, done, total)) })
+	}
 	if p.DryRun {
+		// Now, while the guest runs and no epoch is minted: this may take longer than a lease.
+		if p.Snapshot != "" {
+			if err := keep(); err != nil {
+				return nil, err
+			}
+		}
 		_, err := v.checkChange(p)
 		return agentapi.ChangePointResult{}, err
 	}
 	if as.Run.Epoch != req.Epoch {
 		if p.Snapshot != "" { // the guest still runs: this costs no outage
-			began := time.Now()
-			err := v.keepBranches(ctx, func(done, total int64) { t.Report("moving the snapshot into the journal", rates(began, done, total)) })
-			if err != nil {
+			if err := keep(); err != nil {
 				return nil, err
 			}
 		}

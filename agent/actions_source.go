@@ -63,6 +63,11 @@ func (a *Agent) replicate(ctx context.Context, _ *task, req agentapi.Task, p age
 	}
 	v.stopEngine()
 	// Granted before it counts: a VM under a lease is not to be without one for a moment.
+	if as := v.assignment(); as.Role.Owns() && p.Policy.Fencing != as.Policy.Fencing {
+		if err := v.setFencing(ctx, p.Policy.Fencing); err != nil {
+			return nil, err
+		}
+	}
 	next := v.standing()
 	next.Policy = p.Policy.Fencing
 	if err := v.allow(ctx, p.VM, next.Become(agentapi.RoleSource, req.Epoch)); err != nil {
@@ -286,26 +291,23 @@ func (v *vm) fenceHere(ctx context.Context, epoch switchback.Epoch, active switc
 	if err := a.setFence(as.VM, message); err != nil {
 		return err
 	}
+	// Off before the role changes: who is still superseded tries the whole again.
+	if !absent {
+		if err := v.enforceFence(ctx); err != nil {
+			return err
+		}
+		if err := v.keepAutostart(ctx, dom); err != nil {
+			return err
+		}
+	}
 	err = v.change(func(x *Assignment) {
 		x.become(agentapi.RoleFenced, epoch)
 		x.Held = false
-		x.Autostart = x.Autostart || (!absent && dom.Autostart)
 	})
 	if err != nil {
 		return err
 	}
-	if err := v.dropGrant(); err != nil {
-		return err
-	}
-	if absent {
-		return nil
-	}
-	if dom.Autostart {
-		if err := a.hv.SetAutostart(ctx, as.VM, false); err != nil {
-			return err
-		}
-	}
-	return v.enforceFence(ctx)
+	return v.dropGrant()
 }
 
 func (a *Agent) reinstate(ctx context.Context, t *task, v *vm, req agentapi.Task, p agentapi.ReinstateParams) (any, error) {
@@ -375,9 +377,7 @@ func (a *Agent) setPolicy(ctx context.Context, _ *task, v *vm, req agentapi.Task
 		}
 	}
 	if as.Role.Owns() && p.Policy.Fencing != as.Policy.Fencing {
-		next := v.standing()
-		next.Policy = p.Policy.Fencing
-		if err := v.allow(ctx, as.VM, next); err != nil {
+		if err := v.setFencing(ctx, p.Policy.Fencing); err != nil {
 			return nil, err
 		}
 	}

@@ -50,6 +50,9 @@ func (a *Agent) activate(ctx context.Context, _ *task, v *vm, req agentapi.Task,
 	}
 	return nil, v.change(func(x *Assignment) {
 		if x.Role == agentapi.RoleActive && x.Epoch == req.Epoch {
+			if !p.Unproven {
+				x.Takeover = nil // the old side was seen off since
+			}
 			return // its wait has begun
 		}
 		x.become(agentapi.RoleActive, req.Epoch)

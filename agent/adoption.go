@@ -192,6 +192,8 @@ func (a *Agent) adoptionKey() (key, csr []byte, err error) {
 
 // installIdentity makes this agent one of the installation that by is a server of.
 func (a *Agent) installIdentity(joined transport.JoinResponse, servers []string, by transport.Identity) error {
+	a.trust.Lock() // a renewal under way would put the old identity back
+	defer a.trust.Unlock()
 	key, _, err := a.adoptionKey()
 	if err != nil {
 		return err
@@ -218,6 +220,7 @@ func (a *Agent) installIdentity(joined transport.JoinResponse, servers []string,
 	if err := a.cfg.Credentials.Adopt(creds); err != nil {
 		return err
 	}
+	a.reach.inbound.Judge() // lines of peers that are not adopted yet are made anew
 	a.servers.replace(servers)
 	a.answered.Store(0)
 	return nil

@@ -203,6 +203,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.checkReplicas(ctx) })
 	wg.Go(func() { a.describeVMs(ctx) })
 	wg.Go(func() { a.watchOwnership(ctx) })
+	wg.Go(func() { a.watchLeases(ctx) })
 	wg.Go(func() { a.askOwnership(ctx) })
 	local, err := a.serveLocal(ctx)
 	if err != nil {

@@ -16,6 +16,11 @@ import (
 func (v *vm) setGrant(id switchback.VMUUID, g fencing.Grant, always bool) error {
 	v.granting.Lock()
 	defer v.granting.Unlock()
+	return v.putGrant(id, g, always)
+}
+
+// putGrant is setGrant for who holds v.granting.
+func (v *vm) putGrant(id switchback.VMUUID, g fencing.Grant, always bool) error {
 	v.mu.Lock()
 	old := v.grant
 	v.mu.Unlock()
@@ -32,6 +37,33 @@ func (v *vm) setGrant(id switchback.VMUUID, g fencing.Grant, always bool) error 
 	defer v.mu.Unlock()
 	v.grant = g
 	return nil
+}
+
+// setFencing changes the policy of a VM that is active here, and its grant with it:
+// at no moment does the policy of a lease stand beside a grant without one.
+func (v *vm) setFencing(ctx context.Context, p switchback.FencingPolicy) error {
+	next := v.standing()
+	next.Policy = p
+	write := func() error { return v.change(func(x *Assignment) { x.Policy.Fencing = p }) }
+	if next.Contested {
+		return write()
+	}
+	g, err := v.seekGrant(ctx, next)
+	if err != nil {
+		return err
+	}
+	v.granting.Lock()
+	defer v.granting.Unlock()
+	if p.Lease == 0 { // one that had a lease: until its grant is written it goes on
+		if err := write(); err != nil {
+			return err
+		}
+		return v.putGrant(v.assignment().VM, g, true)
+	}
+	if err := v.putGrant(v.assignment().VM, g, true); err != nil {
+		return err
+	}
+	return write()
 }
 
 // dropGrant takes guard and grant of a VM away that is not active here.
@@ -61,8 +93,18 @@ func (v *vm) allow(ctx context.Context, id switchback.VMUUID, next fencing.Stand
 	if err := a.removeRun("ended", id); err != nil {
 		return err
 	}
+	g, err := v.seekGrant(ctx, next)
+	if err != nil {
+		return err
+	}
+	return v.setGrant(id, g, true)
+}
+
+// seekGrant is the grant for a VM that stands as next by a command of the server.
+func (v *vm) seekGrant(ctx context.Context, next fencing.Standing) (g fencing.Grant, err error) {
+	a := v.agent
 	if next.Policy.Lease == 0 {
-		return v.setGrant(id, fencing.Grant{Epoch: next.Epoch, Boot: a.boot.name, By: fencing.ByCommand}, true)
+		return fencing.Grant{Epoch: next.Epoch, Boot: a.boot.name, By: fencing.ByCommand}, nil
 	}
 	peer := v.assignment().Peer
 	asked := hostClock()
@@ -78,22 +120,23 @@ func (v *vm) allow(ctx context.Context, id switchback.VMUUID, next fencing.Stand
 		if _, heard := next.Hear(r); heard != fencing.HeardConfirmed {
 			return switchback.Errorf(switchback.CodeUnavailable, "%s says that VM is active at site %q under epoch %d", by, r.Site, r.Epoch)
 		}
-		return v.setGrant(id, fencing.Confirm(next, a.boot.name, asked, by), true)
+		g = fencing.Confirm(next, a.boot.name, asked, by)
+		return nil
 	}
-	err := errors.New("the agent knows no server")
+	err = errors.New("the agent knows no server")
 	if a.cfg.ServerAddress != "" {
 		if err = try(a.server, "https://"+a.servers.address()+"/v1/agents/ownership", "server"); err == nil {
-			return nil
+			return g, nil
 		}
 	}
 	if peer.Agent != "" {
 		perr := try(a.peerClient(peer.Agent), "https://"+peer.Address+"/v1/ownership", string(peer.Agent))
 		if perr == nil {
-			return nil
+			return g, nil
 		}
 		err = errors.Join(err, perr)
 	}
-	return switchback.Errorf(switchback.CodeUnavailable, "nobody gives a lease for %s: %w", v.assignment().Name, err).
+	return g, switchback.Errorf(switchback.CodeUnavailable, "nobody gives a lease for %s: %w", v.assignment().Name, err).
 		WithHint("mend the way from this agent to the server or to the agent of site %s", peer.Site)
 }
 

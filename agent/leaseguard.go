@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -72,6 +73,7 @@ func (a *Agent) guardOnce(ctx context.Context) (leases int, err error) {
 		return 0, err
 	}
 	var errs []error
+	var ended []*vm
 	for _, as := range list {
 		if !as.Role.Owns() || as.Policy.Fencing.Lease == 0 {
 			continue
@@ -82,16 +84,45 @@ func (a *Agent) guardOnce(ctx context.Context) (leases int, err error) {
 			errs = append(errs, err)
 			continue
 		}
-		// The site does not matter here: who is active elsewhere is the agent's to
-		// hear, and a lease is not renewed then.
-		s := as.standing("")
-		s.Heard = fencing.Ruling{}
 		if m := v.moment(false); m.Grant.Until != 0 && m.Now < m.Grant.Until.Add(guardPatience) {
 			continue
 		}
-		errs = append(errs, v.endLease(ctx, s))
+		ended = append(ended, v)
 	}
-	return leases, errors.Join(errs...)
+	return leases, errors.Join(append(errs, a.endLeases(ctx, ended, (*vm).keptFacts))...)
+}
+
+// keptFacts are the guard's: what the agent keeps in files. An assignment that
+// changes while its grant is read says nothing, nor one that needs no lease any more.
+func (v *vm) keptFacts(on bool) (s fencing.Standing, m fencing.Moment, err error) {
+	a := v.agent
+	read := func() (as Assignment, err error) {
+		list, err := loadAssignments(a.assignmentDir())
+		if i := slices.IndexFunc(list, func(x Assignment) bool { return x.Protection == v.a.Protection }); i >= 0 {
+			as = list[i]
+		}
+		return as, err
+	}
+	before, err := read()
+	if err != nil {
+		return s, m, err
+	}
+	grant, err := a.readGrant(before.VM)
+	if err != nil {
+		return s, m, err
+	}
+	as, err := read()
+	if err != nil || as.Role != before.Role || as.Epoch != before.Epoch || as.Policy.Fencing != before.Policy.Fencing || !as.Role.Owns() || as.Policy.Fencing.Lease == 0 {
+		return s, m, err
+	}
+	v.mu.Lock()
+	v.grant = grant
+	v.mu.Unlock()
+	// The site does not matter here: who is active elsewhere is the agent's to
+	// hear, and a lease is not renewed then.
+	s = as.standing("")
+	s.Heard = fencing.Ruling{}
+	return s, v.moment(on), nil
 }
 
 // ensureLeaseGuard starts the guard where a VM needs it and none runs. It is a

@@ -27,29 +27,23 @@ func (a *Agent) watchOwnership(ctx context.Context) {
 	}
 }
 
-// look decides about one VM and acts. Actions have their own order of things: but
-// for the end of a lease nothing is done while one is at work.
+// look decides about one VM and acts. Actions have their own order of things:
+// nothing is done while one is at work. Leases end elsewhere (watchLeases).
 func (v *vm) look(ctx context.Context) error {
-	a, as := v.agent, v.assignment()
-	if as.VM == "" || as.Role == "" {
+	a := v.agent
+	if as := v.assignment(); as.VM == "" || as.Role == "" {
 		return nil
-	}
-	s := v.standing()
-	d := fencing.Decide(s, v.moment(false))
-	if s.Policy.Lease > 0 && !d.MayStart && d.State != fencing.StateElsewhere {
-		if err := v.endLease(ctx, s); err != nil {
-			return err
-		}
 	}
 	if !v.act.TryLock() {
 		return nil
 	}
 	defer v.act.Unlock()
-	s, as = v.standing(), v.assignment()
+	s, as := v.standing(), v.assignment()
 	if a.isForgotten(as.Protection) {
 		return nil
 	}
-	if d = fencing.Decide(s, v.moment(false)); d.Act == fencing.ActGrant {
+	d := fencing.Decide(s, v.moment(false))
+	if d.Act == fencing.ActGrant {
 		a.log.Warn("granted without confirmation", "vm", as.Name, "by", d.Grant.By, "epoch", d.Grant.Epoch)
 		if err := v.setGrant(as.VM, d.Grant, true); err != nil {
 			return err
@@ -58,7 +52,16 @@ func (v *vm) look(ctx context.Context) error {
 	}
 	switch d.State {
 	case fencing.StateElsewhere:
-		return v.dropGrant()
+		if err := v.dropGrant(); err != nil {
+			return err
+		}
+		v.mu.Lock()
+		powered := v.powered
+		v.mu.Unlock()
+		if !powered {
+			return nil
+		}
+		return v.enforceFence(ctx) // again, where it failed before
 	case fencing.StateSuperseded:
 		if as.Role == agentapi.RoleSource {
 			a.log.Warn("the VM is active elsewhere: this site is fenced", "vm", as.Name, "active", s.Heard.Site, "epoch", s.Heard.Epoch)
@@ -111,39 +114,11 @@ func (a *Agent) isForgotten(id switchback.ProtectionID) bool {
 	return err != nil
 }
 
-// endLease turns off, or pauses, a VM whose lease has ended. It is noted before,
-// so that it comes back with the lease.
-func (v *vm) endLease(ctx context.Context, s fencing.Standing) error {
-	a, as := v.agent, v.assignment()
-	dom, err := a.hv.Domain(ctx, as.VM)
-	if err != nil {
-		return ignoreMissing(err)
-	}
-	d := fencing.Decide(s, v.moment(dom.State != hypervisor.StateOff))
-	if d.Act != fencing.ActStop && d.Act != fencing.ActSuspend || d.Act == fencing.ActSuspend && dom.State == hypervisor.StatePaused {
-		return nil
-	}
-	a.log.Warn("the VM may not run on without a lease", "vm", as.Name, "state", d.State, "why", d.Why, "act", d.Act)
-	if !s.Leaving && !s.Superseded() {
-		if err := a.markRun("ended", as.VM); err != nil {
-			return err
-		}
-	}
-	// Paused first: that is at once, whatever else takes time.
-	if dom.State == hypervisor.StateRunning {
-		if err := a.hv.Suspend(ctx, as.VM); err != nil {
-			a.log.Warn("a VM without lease cannot be paused", "vm", as.Name, "error", err)
-		}
-	}
-	if d.Act == fencing.ActSuspend {
-		return nil
-	}
-	return a.hv.Destroy(ctx, as.VM)
-}
-
 // begin starts what is to start with its host, once in each boot, and what the
 // end of a lease had stopped. It holds the VM's lock.
 func (v *vm) begin(ctx context.Context) error {
+	v.beginning.Lock()
+	defer v.beginning.Unlock()
 	a, as := v.agent, v.assignment()
 	v.mu.Lock()
 	known, again := v.begun && as.Policy.Fencing.Lease == 0, v.beginAgain
@@ -211,10 +186,16 @@ func (v *vm) keepAutostart(ctx context.Context, dom hypervisor.Domain) error {
 }
 
 // noteDomain remembers what was last seen of the VM's domain, where it matters.
-func (v *vm) noteDomain(autostart, running bool) {
+func (v *vm) noteDomain(autostart, powered bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.autostart, v.powered = autostart && v.a.Role.Owns(), running
+	v.autostart, v.powered = autostart && v.a.Role.Owns(), powered
+}
+
+func (v *vm) notePower(on bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.powered = on
 }
 
 // autostarts reports whether the agent starts a VM with its host.

@@ -144,11 +144,9 @@ func (a *Agent) serverAnswers() bool {
 }
 
 // settleContest ends a contest. The side that has lost is turned off and fenced.
+// What comes after the override is cleared is done again when it is asked again.
 func (a *Agent) settleContest(ctx context.Context, _ *task, v *vm, req agentapi.Task, p agentapi.SettleContestParams) (any, error) {
 	as := v.assignment()
-	if as.Override == nil {
-		return nil, nil
-	}
 	if p.Winner == a.site() && !as.Role.Owns() {
 		return nil, switchback.Errorf(switchback.CodeConflict, "VM %s is not active at site %s by the record: its role there is %s", as.Name, a.site(), as.Role)
 	}
@@ -163,8 +161,15 @@ func (a *Agent) settleContest(ctx context.Context, _ *task, v *vm, req agentapi.
 			return nil, err
 		}
 	}
+	if p.Winner == a.site() && as.Override != nil {
+		next := v.standing()
+		next.Contested = false
+		if err := v.allow(ctx, as.VM, next); err != nil {
+			return nil, err
+		}
+	}
 	err := v.change(func(x *Assignment) {
-		if p.Winner != a.site() && x.Rest != nil {
+		if p.Winner != a.site() && x.Override != nil && x.Rest != nil {
 			rest := *x.Rest // what it wrote is not what the winner has
 			rest.Distrust = "a contested copy of the VM ran here"
 			x.Rest = &rest
@@ -175,9 +180,6 @@ func (a *Agent) settleContest(ctx context.Context, _ *task, v *vm, req agentapi.
 		return nil, err
 	}
 	if p.Winner == a.site() {
-		if err := v.allow(ctx, as.VM, v.standing()); err != nil {
-			return nil, err
-		}
 		if as.Role == agentapi.RoleSource {
 			return nil, v.startEngine(a.tasks.ctx)
 		}

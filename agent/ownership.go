@@ -145,10 +145,13 @@ func (v *vm) hear(_ context.Context, r fencing.Ruling, asked fencing.Instant, by
 	v.mu.Lock()
 	v.confirmed, v.confirmedBy = time.Now(), by
 	v.mu.Unlock()
-	if next.Contested {
+	// Anew, under the lock: a command may have changed epoch or policy meanwhile.
+	v.granting.Lock()
+	defer v.granting.Unlock()
+	if next, heard = v.standing().Hear(r); heard != fencing.HeardConfirmed || next.Contested {
 		return nil
 	}
-	return v.setGrant(v.assignment().VM, fencing.Confirm(next, v.agent.boot.name, asked, by), false)
+	return v.putGrant(v.assignment().VM, fencing.Confirm(next, v.agent.boot.name, asked, by), false)
 }
 
 // with is what has been heard, once r was.

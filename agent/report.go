@@ -65,7 +65,7 @@ func (a *Agent) Status(ctx context.Context) agentapi.AgentStatus {
 		if st.Power = power[v.assignment().VM]; st.Power == "" {
 			st.Power = "absent"
 		}
-		v.noteDomain(flagged[v.assignment().VM], st.Power == string(hypervisor.StateRunning))
+		v.noteDomain(flagged[v.assignment().VM], st.Power == string(hypervisor.StateRunning) || st.Power == string(hypervisor.StatePaused))
 		s.VMs = append(s.VMs, st)
 	}
 	return s

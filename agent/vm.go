@@ -60,10 +60,13 @@ type vm struct {
 	confirmed   time.Time
 	confirmedBy string
 	autostart   bool
-	powered     bool
+	// powered: the domain was last seen on, be it paused.
+	powered bool
 	// begun: there is nothing to start in this boot any more; beginAgain is when a
 	// start that failed is tried again.
-	begun      bool
+	begun bool
+	// beginning keeps the start after a lease was renewed, and the end of one, apart.
+	beginning  sync.Mutex
 	beginAgain time.Time
 	// far says that the object store fails, which is left alone until farAgain.
 	far      *switchback.Condition
@@ -298,7 +301,8 @@ func (v *vm) event(ctx context.Context, ev hypervisor.Event) {
 	}
 }
 
-// enforceFence stops a fenced domain that runs all the same.
+// enforceFence stops a fenced domain that runs all the same. Where that fails,
+// look tries it again.
 func (v *vm) enforceFence(ctx context.Context) error {
 	a := v.assignment()
 	if a.Override != nil {
@@ -308,11 +312,20 @@ func (v *vm) enforceFence(ctx context.Context) error {
 	if switchback.CodeOf(err) == switchback.CodeNotFound {
 		return nil
 	}
-	if err != nil || dom.State == hypervisor.StateOff {
+	if err != nil {
+		v.notePower(true) // not known: the next look finds out
 		return err
 	}
-	v.agent.log.Warn("stopping a fenced VM that runs", "protection", a.Protection, "vm", a.Name)
-	return v.agent.hv.Destroy(ctx, a.VM)
+	on := dom.State != hypervisor.StateOff
+	if on {
+		v.notePower(true)
+		v.agent.log.Warn("stopping a fenced VM that runs", "protection", a.Protection, "vm", a.Name)
+		if err := v.agent.hv.Destroy(ctx, a.VM); err != nil {
+			return err
+		}
+	}
+	v.notePower(false)
+	return nil
 }
 
 // atRest is a reader of a disk of a domain that is off.

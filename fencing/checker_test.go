@@ -75,7 +75,7 @@ func (b *books) point(from switchback.SiteID, target *simHost, e switchback.Epoc
 func (b *books) check() {
 	var running []*simHost
 	for _, site := range []switchback.SiteID{siteA, siteB} {
-		if h := b.w.hosts[site]; h.runs() && !h.standing.Contested {
+		if h := b.w.hosts[site]; h.runs() && !h.standing.Contested && !h.stopping() {
 			running = append(running, h)
 		}
 	}

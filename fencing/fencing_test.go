@@ -90,6 +90,15 @@ var mutants = []struct {
 	{"a superseded VM is not stopped", func(r *rules) {
 		r.decide = func(s Standing, m Moment) Decision { s.Heard = Ruling{}; return Decide(s, m) }
 	}},
+	{"a fenced VM whose stop has failed is left running", func(r *rules) {
+		r.decide = func(s Standing, m Moment) Decision {
+			d := Decide(s, m)
+			if d.State == StateElsewhere {
+				d.Act = ActNone
+			}
+			return d
+		}
+	}},
 	{"an active peer confirms the other side", func(r *rules) {
 		r.answer = func(_ Standing, asker switchback.SiteID, e switchback.Epoch) Ruling { return Ruling{e, asker} }
 	}},

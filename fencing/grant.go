@@ -101,6 +101,11 @@ func (g Grant) valid(s Standing, m Moment) bool {
 	return m.Now < g.Until
 }
 
+// lasts: it is a lease of this boot that has not ended. Of whichever epoch it is,
+// nobody else has started the VM before its end: one that runs where the epoch
+// is being changed goes on, while it takes a grant of the new epoch to start it.
+func (g Grant) lasts(m Moment) bool { return g.Boot == m.Boot && m.Now < g.Until }
+
 // Decide says what holds for a VM now. It is asked again and again, and after
 // each change of what it is given.
 func Decide(s Standing, m Moment) Decision {
@@ -130,10 +135,11 @@ func Decide(s Standing, m Moment) Decision {
 		return Decision{State: StateGranted, MayStart: true}
 	case s.Policy.Lease > 0:
 		d := Decision{State: StateHeld, Why: "it needs a lease, which neither the server nor the peer has given since this host booted"}
-		if m.Grant.Until != 0 {
+		lasts := m.Grant.lasts(m)
+		if m.Grant.Until != 0 && !lasts {
 			d.State, d.Why = StateLeaseEnded, "neither the server nor the peer has renewed its lease"
 		}
-		if m.Running {
+		if m.Running && !lasts {
 			d.Act = ActStop
 			if s.Policy.OnLeaseEnd == switchback.LeaseEndSuspend {
 				d.Act = ActSuspend

@@ -148,13 +148,15 @@ type simHost struct {
 	boots     int
 	bootedAt  time.Duration
 	// gone with a reboot
-	grant     Grant
-	up        Instant
-	hasUp     bool
-	autoDone  bool
-	byLease   bool // turned off because its lease had ended
-	running   bool
-	paused    bool
+	grant    Grant
+	up       Instant
+	hasUp    bool
+	autoDone bool
+	byLease  bool // turned off because its lease had ended
+	running  bool
+	paused   bool
+	// stuck: the hypervisor turns the VM off only after that; 0 = at once.
+	stuck     time.Duration
 	vmEpoch   switchback.Epoch // under which it was started
 	heardFrom time.Duration
 	// of the processes
@@ -194,7 +196,26 @@ func (h *simHost) start(why string) {
 	h.w.books.started(h, fresh)
 }
 
+// tryStop is a stop by the agent, which may fail for a moment.
+func (h *simHost) tryStop(why string) bool {
+	if h.running && h.stuck == 0 && !h.w.calm && h.w.chance(0.2) {
+		h.stuck = h.w.now + h.w.between(0, 2*tick)
+	}
+	if h.running && h.w.now < h.stuck {
+		h.w.note("%s: VM is not turned off (%s)", h.site, why)
+		return false
+	}
+	h.stop(why)
+	return true
+}
+
+// stopping: a stop has failed, and its next try is not due yet, or nobody is there to try.
+func (h *simHost) stopping() bool {
+	return h.stuck != 0 && (!h.alive() || h.w.now < h.stuck+2*tick)
+}
+
 func (h *simHost) stop(why string) {
+	h.stuck = 0
 	if h.running {
 		h.w.note("%s: VM off (%s)", h.site, why)
 	}
@@ -259,8 +280,12 @@ func (h *simHost) act() {
 	case ActStop:
 		if d.State == StateLeaseEnded || d.State == StateHeld {
 			h.late(func() { h.stop(string(d.State)); h.byLease = true })
-		} else {
-			h.stop(string(d.State))
+		} else if d.State == StateSuperseded && h.standing.Role == RoleSource && h.w.chance(0.5) {
+			h.fenced() // durable first: what is left to do is to turn it off
+			h.tryStop(string(d.State))
+			return
+		} else if !h.tryStop(string(d.State)) {
+			return
 		}
 	case ActSuspend:
 		h.late(func() { h.paused = h.running })
@@ -275,9 +300,7 @@ func (h *simHost) act() {
 		h.grant = Grant{}
 	}
 	if d.State == StateSuperseded && h.standing.Role == RoleSource {
-		h.stop("superseded")
-		h.standing = h.w.become(h.standing, RoleFenced, h.standing.Heard.Epoch)
-		h.w.note("%s: fenced under epoch %d by what it heard", h.site, h.standing.Epoch)
+		h.fenced()
 	}
 	if d.MayStart && h.standing.Role.Owns() {
 		if h.paused {
@@ -288,6 +311,13 @@ func (h *simHost) act() {
 		}
 		h.autoDone, h.byLease = true, false
 	}
+}
+
+// fenced: what it heard makes it the side where the VM is not active.
+func (h *simHost) fenced() {
+	h.grant = Grant{}
+	h.standing = h.w.become(h.standing, RoleFenced, h.standing.Heard.Epoch)
+	h.w.note("%s: fenced under epoch %d by what it heard", h.site, h.standing.Epoch)
 }
 
 // late stops a VM with the delay that the bound allows, whoever does it: the
@@ -458,6 +488,9 @@ func (h *simHost) reboot(away time.Duration) {
 func (h *simHost) startAgent() {
 	if h.hostUp && !h.agentUp {
 		h.agentUp = true
+		if h.stuck != 0 {
+			h.stuck = h.w.now
+		}
 		h.life++
 		h.done = map[string]bool{}
 		h.round(h.life)

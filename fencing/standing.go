@@ -153,13 +153,16 @@ func (s Standing) Answer(asker switchback.SiteID, epoch switchback.Epoch) Ruling
 	return Ruling{Epoch: epoch, Site: asker}
 }
 
-// Rule is the server's answer: who is active under the newest epoch it minted.
+// Rule is the server's answer: who is active under the newest epoch it minted;
+// no site where its record does not say whose that epoch is.
 func Rule(p switchback.Protection) Ruling {
 	r := Ruling{Epoch: p.Epoch, Site: p.Source}
 	if sw := p.Switch; sw != nil {
 		switch {
 		case sw.UndoEpoch != 0 || sw.Epoch == 0:
 			r.Site = sw.From
+		case sw.Epoch != p.Epoch:
+			return Ruling{}
 		default:
 			r.Site = sw.To
 		}

@@ -9,6 +9,10 @@ import (
 
 func TestRule(t *testing.T) {
 	p := switchback.Protection{Epoch: 5, Source: "home", Target: "away"}
+	p.Switch = &switchback.Switch{From: "home", To: "away", Epoch: 4}
+	if r := Rule(p); r != (Ruling{}) {
+		t.Errorf("whose the newest epoch is, is not in the record: %+v", r)
+	}
 	for name, c := range map[string]struct {
 		sw   *switchback.Switch
 		want switchback.SiteID
@@ -120,6 +124,9 @@ func TestDecide(t *testing.T) {
 		{"lease ended", leased(""), Moment{Boot: "b", Now: minute, Grant: until(minute), Running: true}, StateLeaseEnded, ActStop, false},
 		{"lease ended, to be paused", leased(switchback.LeaseEndSuspend), Moment{Boot: "b", Now: minute, Grant: until(minute), Running: true}, StateLeaseEnded, ActSuspend, false},
 		{"a grant without end is no lease", leased(""), Moment{Boot: "b", Grant: good, Running: true}, StateHeld, ActStop, false},
+		{"a lease of the epoch before lets it run, not start", with(func(s *Standing) { s.Epoch, s.Policy.Lease = 6, time.Minute }), Moment{Boot: "b", Now: minute - 1, Grant: until(minute), Running: true}, StateHeld, ActNone, false},
+		{"the same, and it has ended", with(func(s *Standing) { s.Epoch, s.Policy.Lease = 6, time.Minute }), Moment{Boot: "b", Now: minute, Grant: until(minute), Running: true}, StateLeaseEnded, ActStop, false},
+		{"superseded under a lease", with(func(s *Standing) { s.Heard, s.Policy.Lease = Ruling{6, "away"}, time.Minute }), Moment{Boot: "b", Grant: until(minute), Running: true}, StateSuperseded, ActStop, false},
 		{"superseded", with(func(s *Standing) { s.Heard = Ruling{6, "away"} }), Moment{Boot: "b", Grant: good, Running: true}, StateSuperseded, ActStop, false},
 		{"fenced", with(func(s *Standing) { s.Role = RoleFenced }), Moment{Boot: "b", Grant: good, Running: true}, StateElsewhere, ActStop, false},
 		{"contested", with(func(s *Standing) { s.Role, s.Contested = RoleFenced, true }), Moment{Boot: "b"}, StateContested, ActGrant, true},

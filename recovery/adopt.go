@@ -289,7 +289,10 @@ func (b *builder) between(from, to *Holding, why string) {
 	}
 	c := *sw
 	c.From, c.FromAgent, c.To, c.ToAgent, c.Changing = from.Keeper.Site, from.Keeper.Agent, to.Keeper.Site, to.Keeper.Agent, nil
-	c.UndoEpoch = 0 // a new one is minted: it may have been told to one side already
+	c.UndoEpoch = 0              // a new one is minted: it may have been told to one side already
+	if from.Role == roleSource { // not left yet, or reinstated: the new side is not active
+		c.Epoch = 0
+	}
 	b.p.Switch = &c
 	b.sides(from.Keeper, to.Keeper)
 	b.p.Policy, b.p.Disks = from.Policy, from.Disks
@@ -360,7 +363,7 @@ func (b *builder) switched(other Holding) {
 		sw = *s
 	}
 	sw.From, sw.FromAgent, sw.To, sw.ToAgent = other.Keeper.Site, other.Keeper.Agent, act.Keeper.Site, act.Keeper.Agent
-	sw.Epoch = run.Epoch
+	sw.Epoch = b.p.Epoch // the new side's, and the newest that anybody knows
 	if sw.Point.Sequence != run.Point.Sequence || sw.Point.Digest == "" {
 		sw.Point = run.Point
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	switchback "github.com/switchback-dr/switchback"
+	"github.com/switchback-dr/switchback/fencing"
 )
 
 var adoptedAt = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -169,5 +170,44 @@ func missing(agent switchback.AgentID) func(Adopted) string {
 	return func(a Adopted) string {
 		p := a.Protection
 		return wrong(a.Missing == nil || a.Missing.Agent != agent || p.Mint() < a.Protection.Epoch+2, "missing agent")
+	}
+}
+
+// TestRebuildKeepsOwner: whoever runs the VM by the facts is not told that it is active elsewhere.
+func TestRebuildKeepsOwner(t *testing.T) {
+	for _, phase := range []switchback.Phase{switchback.PhaseSwitching, switchback.PhaseUndoing} {
+		for _, epoch := range []switchback.Epoch{1, 3} { // not fenced yet; reinstated
+			for _, alone := range []bool{false, true} {
+				src := heldAt("a", "source", epoch).record(phase, func(r *Record) {
+					r.Protection.Epoch = max(2, epoch)
+					r.Protection.Switch = &switchback.Switch{From: "a", To: "b", FromAgent: "a-a", ToAgent: "a-b", PreviousEpoch: 1, Epoch: 2, WasRunning: true}
+					if phase == switchback.PhaseUndoing {
+						r.Protection.Epoch, r.Protection.Switch.UndoEpoch = 3, 3
+					}
+				}).with(func(h *Holding) { h.Power = "running" })
+				held := []Holding{src, heldAt("b", "target", epoch).points(3)}
+				if alone {
+					held = held[:1]
+				}
+				a, err := Rebuild(held, func(id switchback.AgentID) bool { return !alone || id == "a-a" }, adoptedAt)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := fencing.Rule(a.Protection)
+				own := fencing.Standing{Site: "a", Role: fencing.RoleSource, Epoch: epoch}
+				if next, _ := own.Hear(r); r.Site != "a" || next.Superseded() {
+					t.Errorf("%s, epoch %d, alone %v: %+v", phase, epoch, alone, r)
+				}
+			}
+		}
+	}
+	// An undo whose epoch is not told to anybody yet: it is not known whose it is.
+	act := heldAt("b", "active", 2).points(3).with(func(h *Holding) { h.Run = &HeldRun{Epoch: 2, Started: true} }).record(switchback.PhaseUndoing, func(r *Record) {
+		r.Protection.Epoch = 3
+		r.Protection.Switch = &switchback.Switch{From: "a", To: "b", FromAgent: "a-a", ToAgent: "a-b", PreviousEpoch: 1, Epoch: 2, UndoEpoch: 3}
+	})
+	a, err := Rebuild([]Holding{heldAt("a", "fenced", 2), act}, func(switchback.AgentID) bool { return true }, adoptedAt)
+	if r := fencing.Rule(a.Protection); err != nil || r != (fencing.Ruling{}) {
+		t.Errorf("half an undo: %+v, %v", r, err)
 	}
 }

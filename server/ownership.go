@@ -24,7 +24,8 @@ func (s *Server) ruling(p switchback.Protection, held switchback.Epoch) (r fenci
 		s.learning.wanted.Store(true)
 		return r, false
 	}
-	return fencing.Rule(p), p.MintAbove <= p.Epoch
+	r = fencing.Rule(p)
+	return r, r.Epoch != 0 && p.MintAbove <= p.Epoch
 }
 
 // answerOwnership says which site is active to an agent that asks. What it does
