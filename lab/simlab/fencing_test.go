@@ -81,7 +81,7 @@ func TestHold(t *testing.T) {
 	b.runsAt(simlab.Primary) // one that runs goes on
 	b.boots(simlab.Primary)
 	b.until("it is held", func() (bool, string) {
-		out, err := b.local(simlab.Primary, "show")
+		out, err := b.local(simlab.Primary, "status")
 		return err == nil && strings.Contains(out, "start-held") && strings.Contains(out, "agent override"), out
 	})
 	err := b.Driver(simlab.Primary).Start(t.Context(), b.machine.UUID(), false)
@@ -96,7 +96,7 @@ func TestHold(t *testing.T) {
 
 	b.must(b.Start(t.Context(), simlab.Recovery))
 	b.runsAt(simlab.Primary)
-	if out, err := b.local(simlab.Primary, "show"); err != nil || !strings.Contains(out, string(fencing.StateGranted)) {
+	if out, err := b.local(simlab.Primary, "status"); err != nil || !strings.Contains(out, string(fencing.StateGranted)) {
 		t.Errorf("%v: %s", err, out)
 	}
 	b.must(b.Start(t.Context(), simlab.Server))
