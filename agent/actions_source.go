@@ -63,14 +63,15 @@ func (a *Agent) replicate(ctx context.Context, _ *task, req agentapi.Task, p age
 	}
 	v.stopEngine()
 	// Granted before it counts: a VM under a lease is not to be without one for a moment.
-	if as := v.assignment(); as.Role.Owns() && p.Policy.Fencing != as.Policy.Fencing {
-		if err := v.setFencing(ctx, p.Policy.Fencing); err != nil {
+	next := v.standing()
+	next.Policy = p.Policy.Fencing
+	next = next.Become(agentapi.RoleSource, req.Epoch)
+	if s := v.standing(); s.Role.Owns() && s.Policy != next.Policy {
+		if err := v.setFencing(ctx, next); err != nil {
 			return nil, err
 		}
 	}
-	next := v.standing()
-	next.Policy = p.Policy.Fencing
-	if err := v.allow(ctx, p.VM, next.Become(agentapi.RoleSource, req.Epoch)); err != nil {
+	if err := v.allow(ctx, p.VM, next); err != nil {
 		return nil, err
 	}
 	err = v.change(func(as *Assignment) {
@@ -377,7 +378,9 @@ func (a *Agent) setPolicy(ctx context.Context, _ *task, v *vm, req agentapi.Task
 		}
 	}
 	if as.Role.Owns() && p.Policy.Fencing != as.Policy.Fencing {
-		if err := v.setFencing(ctx, p.Policy.Fencing); err != nil {
+		next := v.standing()
+		next.Policy = p.Policy.Fencing
+		if err := v.setFencing(ctx, next); err != nil {
 			return nil, err
 		}
 	}

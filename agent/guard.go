@@ -41,9 +41,9 @@ func (v *vm) putGrant(id switchback.VMUUID, g fencing.Grant, always bool) error 
 
 // setFencing changes the policy of a VM that is active here, and its grant with it:
 // at no moment does the policy of a lease stand beside a grant without one.
-func (v *vm) setFencing(ctx context.Context, p switchback.FencingPolicy) error {
-	next := v.standing()
-	next.Policy = p
+// next is how it is to stand; of that only the policy is written.
+func (v *vm) setFencing(ctx context.Context, next fencing.Standing) error {
+	p := next.Policy
 	write := func() error { return v.change(func(x *Assignment) { x.Policy.Fencing = p }) }
 	if next.Contested {
 		return write()
