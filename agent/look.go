@@ -42,24 +42,21 @@ func (v *vm) look(ctx context.Context) error {
 	if a.isForgotten(as.Protection) {
 		return nil
 	}
-	d := fencing.Decide(s, v.moment(false))
+	v.mu.Lock()
+	powered, flagged := v.powered, v.autostart
+	v.mu.Unlock()
+	d := fencing.Decide(s, v.moment(powered))
 	if d.Act == fencing.ActGrant {
 		a.log.Warn("granted without confirmation", "vm", as.Name, "by", d.Grant.By, "epoch", d.Grant.Epoch)
 		if err := v.setGrant(as.VM, d.Grant, true); err != nil {
 			return err
 		}
-		d = fencing.Decide(s, v.moment(false))
+		d = fencing.Decide(s, v.moment(powered))
 	}
 	switch d.State {
 	case fencing.StateElsewhere:
-		if err := v.dropGrant(); err != nil {
+		if err := v.dropGrant(); err != nil || d.Act != fencing.ActStop {
 			return err
-		}
-		v.mu.Lock()
-		powered := v.powered
-		v.mu.Unlock()
-		if !powered {
-			return nil
 		}
 		return v.enforceFence(ctx) // again, where it failed before
 	case fencing.StateSuperseded:
@@ -80,9 +77,6 @@ func (v *vm) look(ctx context.Context) error {
 	if err := v.writeGuard(); err != nil {
 		return err
 	}
-	v.mu.Lock()
-	flagged := v.autostart
-	v.mu.Unlock()
 	if flagged {
 		dom, err := a.hv.Domain(ctx, as.VM)
 		if err != nil {

@@ -44,7 +44,8 @@ func (v *vm) standing() fencing.Standing {
 	return a.standing(v.agent.site())
 }
 
-// moment is what is so now; running counts only where it is asked for.
+// moment is what is so now; running, which matters for what is to be done only, is
+// what the caller has seen of the domain.
 func (v *vm) moment(running bool) fencing.Moment {
 	v.mu.Lock()
 	defer v.mu.Unlock()

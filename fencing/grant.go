@@ -34,7 +34,8 @@ type Moment struct {
 	// Up is when the agent first looked after the VM in this boot.
 	Up Instant
 	// Grant is the one that stands; zero = none.
-	Grant   Grant
+	Grant Grant
+	// Running: it is on, be it paused, since no start is needed to let that one run.
 	Running bool
 }
 

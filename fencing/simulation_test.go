@@ -177,7 +177,7 @@ func (h *simHost) boot() string {
 }
 
 func (h *simHost) moment() Moment {
-	return Moment{Now: h.clock(), Boot: h.boot(), Up: h.up, Grant: h.grant, Running: h.running && !h.paused}
+	return Moment{Now: h.clock(), Boot: h.boot(), Up: h.up, Grant: h.grant, Running: h.running}
 }
 
 func (h *simHost) alive() bool { return h.hostUp && h.agentUp }
